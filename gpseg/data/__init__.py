@@ -1,0 +1,28 @@
+"""Data sets of part masks in folders, augmentation, and the drawn data set."""
+
+from gpseg.data.classes import Classes, PartClass, fit_mask
+from gpseg.data.folder import PartFolder, Splits
+from gpseg.data.images import (
+    Placement,
+    UnlabelledImages,
+    fit_square,
+    images_in,
+    load_image,
+    load_images,
+    read_image,
+)
+
+__all__ = [
+    "Classes",
+    "PartClass",
+    "PartFolder",
+    "Placement",
+    "Splits",
+    "UnlabelledImages",
+    "fit_mask",
+    "fit_square",
+    "images_in",
+    "load_image",
+    "load_images",
+    "read_image",
+]
