@@ -1,0 +1,79 @@
+"""The convolution under every backend: torch's own, with the layout made to follow the input's."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gpseg.backends.layout import memory_format_of
+
+_convolution = torch.ops.aten.convolution.default
+_convolution_backward = torch.ops.aten.convolution_backward.default
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """(Transposed) convolution of `x [N, C, H, W]`; the result is in x's layout."""
+    layout = memory_format_of(x)
+    x, weight = x.contiguous(memory_format=layout), weight.contiguous(memory_format=layout)
+    y = _convolution(
+        x, weight, None, stride, padding, [1, 1], transposed, output_padding, groups
+    )
+    return y.contiguous(memory_format=layout)
+
+
+def conv2d_weight_grad(
+    x: Tensor,
+    dy: Tensor,
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Gradient of `<conv2d(x, w), dy>` with respect to w, of the given size `[O, I/groups, kh, kw]`."""
+    layout = memory_format_of(x)
+    x, dy = x.contiguous(memory_format=layout), dy.contiguous(memory_format=layout)
+    shape_only = torch.empty(list(size), dtype=x.dtype, device=x.device, memory_format=layout)
+    _, dw, _ = _convolution_backward(
+        dy, x, shape_only, None, stride, padding, [1, 1], False, [0, 0], groups, [False, True, False]
+    )
+    return dw.contiguous()
+
+
+def output_padding(
+    size_in: Sequence[int],
+    size_out: Sequence[int],
+    weight_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+) -> list[int]:
+    """Rows and columns at the end that a strided convolution never read; its gradient has zeros there."""
+    return [
+        size_in[2 + i] - ((size_out[2 + i] - 1) * stride[i] - 2 * padding[i] + weight_size[2 + i])
+        for i in range(2)
+    ]
+
+
+def conv2d_input_grad(
+    dy: Tensor,
+    weight: Tensor,
+    size_in: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    transposed: bool,
+    groups: int,
+) -> Tensor:
+    """Gradient of `conv2d` with respect to its input of the given size: the other kind, same weight."""
+    extra = (
+        [0, 0]
+        if transposed
+        else output_padding(size_in, dy.shape, weight.shape, stride, padding)
+    )
+    return conv2d(dy, weight, stride, padding, not transposed, extra, groups)

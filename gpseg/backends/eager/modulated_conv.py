@@ -1,0 +1,86 @@
+"""The passes around the convolution of a modulated layer: style scale, demodulation, epilogue."""
+
+from torch import Tensor
+
+from gpseg.backends.eager.bias_act import bias_act, bias_act_backward
+from gpseg.backends.eager.upfirdn2d import upfirdn2d
+from gpseg.backends.layout import accumulate_dtype, in_layout_of
+
+
+def scale_channels(x: Tensor, s: Tensor) -> Tensor:
+    """x · s for `x [N, C, H, W]`, `s [N, C]`."""
+    return in_layout_of(x.to(accumulate_dtype(x.dtype)) * s[:, :, None, None], x)
+
+
+def scale_channels_backward(x: Tensor, s: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients (dx, ds) of `scale_channels`."""
+    g = dy.to(accumulate_dtype(x.dtype))
+    ds = (g * x.to(g.dtype)).sum([2, 3])
+    return in_layout_of(g * s[:, :, None, None], x), ds.to(s.dtype)
+
+
+def _preactivation(c: Tensor, d: Tensor | None, noise: Tensor | None) -> Tensor:
+    z = c.to(accumulate_dtype(c.dtype))
+    if d is not None:
+        z = z * d[:, :, None, None]
+    if noise is not None:
+        z = z + noise.to(z.dtype)
+    return z
+
+
+def demod_act(
+    c: Tensor,
+    d: Tensor | None,
+    noise: Tensor | None,
+    b: Tensor | None,
+    act: str,
+    alpha: float,
+    gain: float,
+    clamp: float,
+) -> Tensor:
+    """clamp(gain · act(d · c + noise + b)) for `c [N, O, H, W]`, `d [N, O]`, noise [N|1, 1, H, W] or [H, W]."""
+    return in_layout_of(bias_act(_preactivation(c, d, noise), b, 1, act, alpha, gain, clamp), c)
+
+
+def demod_act_backward(
+    dy: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    noise: Tensor | None,
+    b: Tensor | None,
+    act: str,
+    alpha: float,
+    gain: float,
+    clamp: float,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients (dc, dd, dnoise, db) of `demod_act`; None where the input is None."""
+    z = _preactivation(c, d, noise)
+    dz, db = bias_act_backward(dy.to(z.dtype), z, b, 1, act, alpha, gain, clamp)
+    dd = None if d is None else (dz * c.to(dz.dtype)).sum([2, 3]).to(d.dtype)
+    dnoise = None
+    if noise is not None:
+        dnoise = dz.sum(1, keepdim=True).sum_to_size(noise.shape).to(noise.dtype)
+    dc = dz if d is None else dz * d[:, :, None, None]
+    return in_layout_of(dc, c), dd, dnoise, db
+
+
+def upfirdn2d_demod_act(
+    x: Tensor,
+    f: Tensor | None,
+    up: tuple[int, int],
+    down: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    flip_filter: bool,
+    fir_gain: float,
+    d: Tensor | None,
+    noise: Tensor | None,
+    b: Tensor | None,
+    act: str,
+    alpha: float,
+    gain: float,
+    clamp: float,
+    keep: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """`demod_act(upfirdn2d(x, …), …)`, and the filter's result c too if `keep`."""
+    c = upfirdn2d(x, f, up, down, padding, flip_filter, fir_gain)
+    return demod_act(c, d, noise, b, act, alpha, gain, clamp), c if keep else None

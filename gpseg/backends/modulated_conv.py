@@ -1,0 +1,199 @@
+"""The modulated synthesis layer composed of a backend's passes and torch's convolution.
+
+    u = styles·x       d = rsqrt(styles² @ W2ᵀ + ε)       c = conv(weight, u)       y = bias_act(d·c + noise)
+
+with W2[o, i] = Σ weight², so that no [N, O, I, k, k] tensor is ever made, forward or backward.
+"""
+
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from gpseg.backends.convolution import conv2d, conv2d_input_grad, conv2d_weight_grad
+from gpseg.backends.layout import accumulate_dtype
+from gpseg.backends.resampling import Fir, Plan, oriented_weight, plan_resampling
+
+EPSILON = 1e-8
+"""Under the root of the demodulation, as published."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a synthesis layer does besides its tensors; as in `gpseg.ops.modulated_conv2d_act`, filled in."""
+
+    up: int
+    down: int
+    padding: tuple[int, int, int, int]
+    demodulate: bool
+    flip_weight: bool
+    act: str
+    alpha: float
+    gain: float
+    clamp: float
+
+    def plan(self, weight: Tensor, f: Tensor | None) -> Plan:
+        """The order of filter and convolution for this layer."""
+        return plan_resampling(
+            (weight.shape[2], weight.shape[3]), filter_taps(f), self.up, self.down, self.padding
+        )
+
+    @property
+    def is_affine(self) -> bool:
+        """The epilogue's gradient is the gain alone, whatever the convolution gave."""
+        return not self.demodulate and self.act == "linear" and self.clamp < 0
+
+
+def filter_taps(f: Tensor | None) -> tuple[int, int]:
+    """Height and width (fh, fw) of a filter: None, 1-D (used on both axes) or 2-D."""
+    return (1, 1) if f is None else (f.shape[0], f.shape[-1])
+
+
+def squared_norms(weight: Tensor) -> Tensor:
+    """W2 `[O, I]` of `weight [O, I, kh, kw]`, in the accumulation type."""
+    return weight.to(accumulate_dtype(weight.dtype)).square().sum([2, 3])
+
+
+def demodulation(w2: Tensor, styles: Tensor) -> Tensor:
+    """d `[N, O]` for styles `[N, I]`."""
+    return (styles.square() @ w2.t() + EPSILON).rsqrt()
+
+
+def _filter(backend: ModuleType, x: Tensor, fir: Fir, f: Tensor | None) -> Tensor:
+    taps = f if fir.filtered else None
+    pair = (fir.up, fir.up), (fir.down, fir.down)
+    y: Tensor = backend.upfirdn2d(x, taps, *pair, fir.padding, False, fir.gain)
+    return y
+
+
+def _filter_adjoint(
+    backend: ModuleType, dy: Tensor, fir: Fir, f: Tensor | None, size: torch.Size
+) -> Tensor:
+    """Gradient of `_filter` for an input of the given size."""
+    taps = f if fir.filtered else None
+    padding = adjoint_padding(
+        filter_taps(taps), (fir.up, fir.up), (fir.down, fir.down), fir.padding, size, dy.shape
+    )
+    pair = (fir.down, fir.down), (fir.up, fir.up)
+    dx: Tensor = backend.upfirdn2d(dy, taps, *pair, padding, True, fir.gain)
+    return dx
+
+
+def adjoint_padding(
+    taps: tuple[int, int],
+    up: tuple[int, int],
+    down: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    size_in: torch.Size,
+    size_out: torch.Size,
+) -> tuple[int, int, int, int]:
+    """Padding of the upfirdn2d that is the gradient of another (up and down swapped, filter flipped)."""
+    (fh, fw), (upx, upy), (downx, downy), (px0, _, py0, _) = taps, up, down, padding
+    return (
+        fw - px0 - 1,
+        size_in[3] * upx - size_out[3] * downx + px0 - upx + 1,
+        fh - py0 - 1,
+        size_in[2] * upy - size_out[2] * downy + py0 - upy + 1,
+    )
+
+
+def forward(
+    backend: ModuleType,
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    bias: Tensor | None,
+    noise: Tensor | None,
+    f: Tensor | None,
+    layer: Layer,
+    keep: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The layer's output y, and c (the convolution before demodulation) if `keep` and a gradient needs it."""
+    plan, conv = layer.plan(weight, f), layer.plan(weight, f).convolution
+    s = styles.to(accumulate_dtype(x.dtype))
+    d = demodulation(squared_norms(weight), s) if layer.demodulate else None
+    epilogue = (d, noise, bias, layer.act, layer.alpha, layer.gain, layer.clamp)
+    keep = keep and not layer.is_affine
+
+    u = backend.scale_channels(x, s)
+    if plan.before is not None:
+        u = _filter(backend, u, plan.before, f)
+    w = oriented_weight(weight, conv.transposed, layer.flip_weight)
+    c = conv2d(u, w, [conv.stride] * 2, conv.padding, conv.transposed, [0, 0], 1)
+    if plan.after is not None:
+        fir = plan.after
+        pair = (fir.up, fir.up), (fir.down, fir.down)
+        fused: tuple[Tensor, Tensor | None] = backend.upfirdn2d_demod_act(
+            c, f, *pair, fir.padding, False, fir.gain, *epilogue, keep
+        )
+        return fused
+    if layer.is_affine and layer.gain == 1 and bias is None and noise is None:
+        return c, None
+    return backend.demod_act(c, *epilogue), c if keep else None
+
+
+def backward(
+    backend: ModuleType,
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    bias: Tensor | None,
+    noise: Tensor | None,
+    f: Tensor | None,
+    c: Tensor | None,
+    layer: Layer,
+    needs_input: bool,
+    needs_weight: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients (dx, dweight, dstyles, dbias, dnoise); those of x and styles come together, if `needs_input`."""
+    plan, conv = layer.plan(weight, f), layer.plan(weight, f).convolution
+    s = styles.to(accumulate_dtype(x.dtype))
+    w2 = squared_norms(weight) if layer.demodulate else None
+    d = demodulation(w2, s) if w2 is not None else None
+    # an affine epilogue keeps no c: its backward reads only the size, which dy has too
+    dc, dd, dnoise, dbias = backend.demod_act_backward(
+        dy, dy if c is None else c, d, noise, bias, layer.act, layer.alpha, layer.gain, layer.clamp
+    )
+    dweight, dx, ds = None, None, None
+    if needs_weight or needs_input:
+        u_size = x.shape
+        if needs_weight or plan.before is not None:
+            u = backend.scale_channels(x, s)
+            if plan.before is not None:
+                u = _filter(backend, u, plan.before, f)
+            u_size = u.shape
+        w = oriented_weight(weight, conv.transposed, layer.flip_weight)
+        stride, padding = [conv.stride] * 2, conv.padding
+        if plan.after is not None:
+            dc = _filter_adjoint(backend, dc, plan.after, f, convolved_size(u_size, w, plan))
+        if needs_weight:
+            pair = (dc, u) if conv.transposed else (u, dc)
+            dw = conv2d_weight_grad(*pair, w.shape, stride, padding, 1)
+            dweight = oriented_weight(dw, conv.transposed, layer.flip_weight)
+    if needs_input:
+        du = conv2d_input_grad(dc, w, u_size, stride, padding, conv.transposed, 1)
+        if plan.before is not None:
+            du = _filter_adjoint(backend, du, plan.before, f, x.shape)
+        dx, ds = backend.scale_channels_backward(x, s, du)
+    if d is not None and w2 is not None:
+        g = -0.5 * dd * d**3
+        if ds is not None:
+            ds = ds + 2 * s * (g @ w2)
+        if dweight is not None:
+            through_norm = 2 * weight * (g.t() @ s.square())[:, :, None, None]
+            dweight = dweight + through_norm.to(dweight.dtype)
+    return dx, dweight, None if ds is None else ds.to(styles.dtype), dbias, dnoise
+
+
+def convolved_size(size: torch.Size, w: Tensor, plan: Plan) -> torch.Size:
+    """Size of the plan's convolution of an input of the given size, w as torch holds it."""
+    conv, (py, px) = plan.convolution, plan.convolution.padding
+    n, _, h, width = size
+    kh, kw = w.shape[2:]
+    if conv.transposed:
+        spatial = (h - 1) * conv.stride - 2 * py + kh, (width - 1) * conv.stride - 2 * px + kw
+        return torch.Size([n, w.shape[1], *spatial])
+    spatial = (h + 2 * py - kh) // conv.stride + 1, (width + 2 * px - kw) // conv.stride + 1
+    return torch.Size([n, w.shape[0], *spatial])

@@ -1,0 +1,39 @@
+"""StyleGAN's operators: modulated convolution, fused bias-activation and upfirdn2d, with their gradients.
+
+Each is a registered torch op with a fake kernel, served by the fastest backend that declares it can
+(`backends()`), or by the one that `use_backend` forces.
+"""
+
+from gpseg.backends import backends, use_backend
+from gpseg.ops.bias_act import bias_act, bias_act_backward, bias_act_double_backward
+from gpseg.ops.convolution import conv2d_resample, no_weight_grad
+from gpseg.ops.modulated_conv import (
+    modulated_conv2d,
+    modulated_conv2d_act,
+    modulated_conv2d_act_backward,
+)
+from gpseg.ops.upfirdn2d import (
+    downsample2d,
+    filter2d,
+    setup_filter,
+    upfirdn2d,
+    upsample2d,
+)
+
+__all__ = [
+    "backends",
+    "bias_act",
+    "bias_act_backward",
+    "bias_act_double_backward",
+    "conv2d_resample",
+    "downsample2d",
+    "filter2d",
+    "modulated_conv2d",
+    "modulated_conv2d_act",
+    "modulated_conv2d_act_backward",
+    "no_weight_grad",
+    "setup_filter",
+    "upfirdn2d",
+    "upsample2d",
+    "use_backend",
+]

@@ -1,0 +1,193 @@
+"""Convolution differentiable to any order, with weight gradients that can be left out, and resampling."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from gpseg.backends import convolution
+from gpseg.backends.layout import empty_in_layout_of
+from gpseg.backends.modulated_conv import filter_taps
+from gpseg.backends.resampling import Fir, oriented_weight, plan_resampling
+from gpseg.ops.arguments import check_device, check_filter, check_images, filter_padding
+from gpseg.ops.registration import register
+from gpseg.ops.upfirdn2d import Padding, upfirdn2d
+
+
+class _WeightGrad:
+    # Process-wide, not thread-local: for GPU tensors autograd runs the backward in threads of its own.
+    off = False
+
+
+def weight_grad_is_off() -> bool:
+    """Whether `no_weight_grad` is in force."""
+    return _WeightGrad.off
+
+
+@contextmanager
+def no_weight_grad() -> Iterator[None]:
+    """Within it, convolutions give no gradient to their weights (R1 and path length never read it).
+
+    It acts on backward passes run inside it, on all threads; their gradients with respect to the
+    input stay differentiable in everything, weights included.
+    """
+    before, _WeightGrad.off = _WeightGrad.off, True
+    try:
+        yield
+    finally:
+        _WeightGrad.off = before
+
+
+def _output_size(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> list[int]:
+    size = [x.shape[0], weight.shape[1] * groups if transposed else weight.shape[0]]
+    for i in range(2):
+        n, k = x.shape[2 + i], weight.shape[2 + i]
+        if transposed:
+            size.append((n - 1) * stride[i] - 2 * padding[i] + k + output_padding[i])
+        else:
+            size.append((n + 2 * padding[i] - k) // stride[i] + 1)
+    return size
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, ctx.stride, ctx.padding, ctx.transposed, _, ctx.groups = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+    x, weight = ctx.saved_tensors
+    dx, dw = None, None
+    if ctx.needs_input_grad[0]:
+        extra = [0, 0]
+        if not ctx.transposed:
+            extra = convolution.output_padding(
+                x.shape, dy.shape, weight.shape, ctx.stride, ctx.padding
+            )
+        dx = _conv2d(dy, weight, ctx.stride, ctx.padding, not ctx.transposed, extra, ctx.groups)
+    if ctx.needs_input_grad[1] and not _WeightGrad.off:
+        pair = (dy, x) if ctx.transposed else (x, dy)
+        dw = _conv2d_weight_grad(*pair, weight.shape, ctx.stride, ctx.padding, ctx.groups)
+    return dx, dw, None, None, None, None, None
+
+
+_conv2d = register(
+    "conv2d(Tensor x, Tensor weight, int[] stride, int[] padding, bool transposed,"
+    " SymInt[] output_padding, int groups) -> Tensor",
+    convolution.conv2d,
+    lambda x, *arguments: empty_in_layout_of(x, _output_size(x, *arguments)),
+    _setup,
+    _backward,
+)
+
+
+def _weight_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, dy, _, ctx.stride, ctx.padding, ctx.groups = inputs
+    ctx.save_for_backward(x, dy)
+
+
+def _weight_grad_backward(ctx: Any, ddw: Tensor) -> tuple[Any, ...]:
+    x, dy = ctx.saved_tensors
+    dx, ddy = None, None
+    if ctx.needs_input_grad[0]:
+        extra = convolution.output_padding(x.shape, dy.shape, ddw.shape, ctx.stride, ctx.padding)
+        dx = _conv2d(dy, ddw, ctx.stride, ctx.padding, True, extra, ctx.groups)
+    if ctx.needs_input_grad[1]:
+        ddy = _conv2d(x, ddw, ctx.stride, ctx.padding, False, [0, 0], ctx.groups)
+    return dx, ddy, None, None, None, None
+
+
+_conv2d_weight_grad = register(
+    "conv2d_weight_grad(Tensor x, Tensor dy, SymInt[] size, int[] stride, int[] padding, int groups)"
+    " -> Tensor",
+    convolution.conv2d_weight_grad,
+    lambda x, dy, size, *arguments: x.new_empty(size),
+    _weight_grad_setup,
+    _weight_grad_backward,
+)
+
+
+def _resample(x: Tensor, fir: Fir | None, f: Tensor | None, flip_filter: bool) -> Tensor:
+    if fir is None:
+        return x
+    taps = f if fir.filtered else None
+    return upfirdn2d(x, taps, fir.up, fir.down, fir.padding, flip_filter, fir.gain)
+
+
+def check_weight(op: str, x: Tensor, weight: Tensor, groups: int) -> None:
+    """Raise unless weight is a kernel `[O, I/groups, kh, kw]` for x, of x's type and on its device."""
+    check_images(op, "weight", weight)
+    check_device(op, "weight", weight, x)
+    if weight.dtype != x.dtype:
+        raise TypeError(f"{op}: weight is {weight.dtype} but x is {x.dtype}; cast one of them")
+    if weight.shape[1] * groups != x.shape[1] or weight.shape[0] % groups:
+        raise ValueError(
+            f"{op}: a weight {[*weight.shape]} with groups={groups} does not fit x {[*x.shape]}"
+        )
+
+
+def conv2d_resample(
+    x: Tensor,
+    w: Tensor,
+    f: Tensor | None = None,
+    up: int = 1,
+    down: int = 1,
+    padding: Padding = 0,
+    groups: int = 1,
+    flip_weight: bool = True,
+    flip_filter: bool = False,
+) -> Tensor:
+    """Convolution with up- or downsampling by a filter; differentiable to any order.
+
+    Args:
+        x: `[N, I, H, W]`, floating.
+        w: kernel `[O, I/groups, kh, kw]` of x's type.
+        f: resampling filter from `setup_filter`; None for none.
+        up: factor of upsampling, at least 1.
+        down: factor of downsampling, at least 1.
+        padding: on the upsampled grid, on top of what resampling needs to keep the image centred; int, (x, y)
+            or (x0, x1, y0, y1).
+        groups: number of groups.
+        flip_weight: True: correlation, as torch's convolution; False: true convolution.
+        flip_filter: False: true convolution with f; True: correlation.
+
+    Returns:
+        `[N, O, outH, outW]` in x's type and layout.
+
+    Raises:
+        TypeError: a tensor is not floating, or w's type is not x's.
+        ValueError: a size, factor, padding or device does not fit.
+    """
+    check_images("conv2d_resample", "x", x)
+    check_weight("conv2d_resample", x, w, groups)
+    check_filter("conv2d_resample", f, x)
+    check_factors("conv2d_resample", up, down)
+    plan = plan_resampling(
+        (w.shape[2], w.shape[3]), filter_taps(f), up, down, filter_padding(padding)
+    )
+    conv = plan.convolution
+    x = _resample(x, plan.before, f, flip_filter)
+    w = oriented_weight(w, conv.transposed, flip_weight, groups)
+    arguments = ([conv.stride] * 2, conv.padding, conv.transposed, [0, 0], groups)
+    size = _output_size(x, w, *arguments)
+    if min(size[2:]) < 1:
+        raise ValueError(
+            f"conv2d_resample: the padded input {[*x.shape[2:]]} is smaller than the kernel"
+            f" {[*w.shape[2:]]}"
+        )
+    return _resample(_conv2d(x, w, *arguments), plan.after, f, flip_filter)
+
+
+def check_factors(op: str, up: int, down: int) -> None:
+    """Raise ValueError unless both factors are integers of at least 1."""
+    for name, factor in (("up", up), ("down", down)):
+        if not isinstance(factor, int) or factor < 1:
+            raise ValueError(f"{op}: {name} must be an int of at least 1, got {factor!r}")

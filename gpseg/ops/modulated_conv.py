@@ -1,0 +1,388 @@
+"""StyleGAN2's modulated convolution and the synthesis layer around it (arXiv 1912.04958, section 2.2)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpseg import backends
+from gpseg.backends import modulated_conv
+from gpseg.backends.layout import empty_in_layout_of
+from gpseg.backends.modulated_conv import Layer, convolved_size, filter_taps
+from gpseg.backends.resampling import oriented_weight
+from gpseg.ops.arguments import (
+    check_device,
+    check_filter,
+    check_floating,
+    check_images,
+    filter_padding,
+)
+from gpseg.ops.bias_act import activation_arguments, bias_act
+from gpseg.ops.convolution import (
+    check_factors,
+    check_weight,
+    conv2d_resample,
+    weight_grad_is_off,
+)
+from gpseg.ops.registration import register
+from gpseg.ops.upfirdn2d import Padding, output_size
+
+_LAYER = (
+    "int up, int down, SymInt[] padding, bool demodulate, bool flip_weight,"
+    " str act, float alpha, float gain, float clamp"
+)
+
+
+def _layer(arguments: tuple[Any, ...]) -> Layer:
+    up, down, padding, *rest = arguments
+    return Layer(up, down, tuple(padding), *rest)
+
+
+def _kernel(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    bias: Tensor | None,
+    noise: Tensor | None,
+    f: Tensor | None,
+    keep: bool,
+    *layer: Any,
+) -> tuple[Tensor, Tensor]:
+    y, c = modulated_conv.forward(
+        backends.select(x), x, weight, styles, bias, noise, f, _layer(layer), keep
+    )
+    return y, x.new_empty(0) if c is None else c
+
+
+def _output_size(x: Tensor, weight: Tensor, f: Tensor | None, layer: Layer) -> torch.Size:
+    plan = layer.plan(weight, f)
+    size = x.shape
+    if plan.before is not None:
+        size = torch.Size(_filtered(size, f, plan.before))
+    oriented = oriented_weight(weight, plan.convolution.transposed, True)
+    size = convolved_size(size, oriented, plan)
+    return size if plan.after is None else torch.Size(_filtered(size, f, plan.after))
+
+
+def _filtered(size: torch.Size, f: Tensor | None, fir: Any) -> tuple[int, int, int, int]:
+    taps = f if fir.filtered else None
+    return output_size(size, taps, (fir.up, fir.up), (fir.down, fir.down), fir.padding)
+
+
+def _fake(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    bias: Tensor | None,
+    noise: Tensor | None,
+    f: Tensor | None,
+    keep: bool,
+    *layer: Any,
+) -> tuple[Tensor, Tensor]:
+    size = _output_size(x, weight, f, _layer(layer))
+    kept = keep and not _layer(layer).is_affine
+    return empty_in_layout_of(x, size), empty_in_layout_of(x, size) if kept else x.new_empty(0)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, styles, bias, noise, f, _, *ctx.layer = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, weight, styles, bias, noise, f, output[1])
+    ctx.backend = backends.forced_backend()
+
+
+def _backward(ctx: Any, dy: Tensor | None, dc: None) -> tuple[Any, ...]:
+    needs = ctx.needs_input_grad
+    if dy is None:
+        return (None,) * len(needs)
+    x, weight, styles, bias, noise, f, c = ctx.saved_tensors
+    needs_input = needs[0] or needs[2]
+    needs_weight = needs[1] and not weight_grad_is_off()
+    with backends.use_backend(ctx.backend):
+        gradients = modulated_conv2d_act_backward(
+            dy, x, weight, styles, bias, noise, f, c, needs_input, needs_weight, *ctx.layer
+        )
+    given = (needs_input, needs_weight, needs_input, bias is not None, noise is not None)
+    kept = [g if has else None for g, has in zip(gradients, given, strict=True)]
+    return *kept, *(None,) * (len(needs) - len(kept))
+
+
+_modulated_conv2d_act = register(
+    "modulated_conv2d_act(Tensor x, Tensor weight, Tensor styles, Tensor? bias, Tensor? noise,"
+    f" Tensor? f, bool keep, {_LAYER}) -> (Tensor, Tensor)",
+    _kernel,
+    _fake,
+    _setup,
+    _backward,
+)
+
+
+def _gradient_kernel(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    bias: Tensor | None,
+    noise: Tensor | None,
+    f: Tensor | None,
+    c: Tensor,
+    needs_input: bool,
+    needs_weight: bool,
+    *layer: Any,
+) -> tuple[Tensor, ...]:
+    description = _layer(layer)
+    gradients = modulated_conv.backward(
+        backends.select(x),
+        dy,
+        x,
+        weight,
+        styles,
+        bias,
+        noise,
+        f,
+        None if description.is_affine else c,
+        description,
+        needs_input,
+        needs_weight,
+    )
+    return tuple(x.new_empty(0) if g is None else g for g in gradients)
+
+
+def _gradient_fake(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    bias: Tensor | None,
+    noise: Tensor | None,
+    f: Tensor | None,
+    c: Tensor,
+    needs_input: bool,
+    needs_weight: bool,
+    *layer: Any,
+) -> tuple[Tensor, ...]:
+    nothing = x.new_empty(0)
+    return (
+        empty_in_layout_of(x, x.shape) if needs_input else nothing,
+        weight.new_empty(weight.shape) if needs_weight else x.new_empty(0),
+        styles.new_empty(styles.shape) if needs_input else x.new_empty(0),
+        x.new_empty(0) if bias is None else bias.new_empty(bias.shape),
+        x.new_empty(0) if noise is None else noise.new_empty(noise.shape),
+    )
+
+
+def _gradient_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, _, ctx.needs_input, ctx.needs_weight, ctx.layer = *inputs[:10], inputs[10:]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+    ctx.backend = backends.forced_backend()
+
+
+def _gradient_backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+    """Second derivative: differentiate the layer's definition twice, with the graph kept for a third.
+
+    c, which the backward op is given to save time, is a function of the other inputs: their gradients
+    below account for it.
+    """
+    dy, x, weight, styles, bias, noise, f = ctx.saved_tensors
+    with torch.enable_grad(), backends.use_backend(ctx.backend):
+        inputs = [
+            t if t is None or t.requires_grad else t.detach().requires_grad_()
+            for t in (dy, x, weight, styles, bias, noise)
+        ]
+        y = _composed(*inputs[1:], f, _layer(ctx.layer))
+        first_inputs = [t for t in inputs[1:] if t is not None]
+        firsts = torch.autograd.grad(y, first_inputs, inputs[0], create_graph=True)
+        present = iter(firsts)
+        by_input = [None if t is None else next(present) for t in inputs[1:]]
+        pairs = [
+            (first, g)
+            for first, g in zip(by_input, cotangents, strict=True)
+            if first is not None and g is not None and first.requires_grad
+        ]
+        wanted = [t for t, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
+        if not pairs or not wanted:
+            return (None,) * len(ctx.needs_input_grad)
+    seconds = iter(
+        torch.autograd.grad(
+            [first for first, _ in pairs],
+            wanted,
+            [g for _, g in pairs],
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+        )
+    )
+    return tuple(
+        next(seconds) if needed and i < len(inputs) else None
+        for i, needed in enumerate(ctx.needs_input_grad)
+    )
+
+
+modulated_conv2d_act_backward = register(
+    "modulated_conv2d_act_backward(Tensor dy, Tensor x, Tensor weight, Tensor styles, Tensor? bias,"
+    " Tensor? noise, Tensor? f, Tensor c, bool needs_input, bool needs_weight,"
+    f" {_LAYER}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _gradient_kernel,
+    _gradient_fake,
+    _gradient_setup,
+    _gradient_backward,
+)
+
+
+def _composed(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    bias: Tensor | None,
+    noise: Tensor | None,
+    f: Tensor | None,
+    layer: Layer,
+) -> Tensor:
+    """The layer as its definition reads, of ops that are differentiable again."""
+    s = styles.to(torch.promote_types(styles.dtype, torch.float32))
+    y = conv2d_resample(
+        (x * s[:, :, None, None]).to(x.dtype),
+        weight,
+        f,
+        layer.up,
+        layer.down,
+        layer.padding,
+        flip_weight=layer.flip_weight,
+    )
+    if layer.demodulate:
+        d = modulated_conv.demodulation(modulated_conv.squared_norms(weight), s)
+        y = (y * d[:, :, None, None]).to(x.dtype)
+    if noise is not None:
+        y = y + noise.to(y.dtype)
+    clamp = None if layer.clamp < 0 else layer.clamp
+    return bias_act(y, bias, 1, layer.act, layer.alpha, layer.gain, clamp)
+
+
+def modulated_conv2d_act(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    bias: Tensor | None = None,
+    *,
+    noise: Tensor | None = None,
+    up: int = 1,
+    down: int = 1,
+    padding: Padding = 0,
+    resample_filter: Tensor | None = None,
+    demodulate: bool = True,
+    flip_weight: bool = True,
+    act: str = "lrelu",
+    alpha: float | None = None,
+    gain: float | None = None,
+    clamp: float | None = None,
+) -> Tensor:
+    """The whole synthesis layer, `bias_act(modulated_conv2d(…), bias, …)`, with its passes fused.
+
+    Args:
+        x: `[N, I, H, W]`, floating.
+        weight: `[O, I, kh, kw]` of x's type.
+        styles: `[N, I]`, floating; the scale of each input channel.
+        bias: `[O]` or None.
+        noise: `[N, 1, outH, outW]` or `[outH, outW]`, added before the bias; None for none.
+        up, down, padding, resample_filter, flip_weight: as in `conv2d_resample`.
+        demodulate: scale each output channel to unit expected variance.
+        act, alpha, gain, clamp: as in `bias_act`.
+
+    Returns:
+        `[N, O, outH, outW]` in x's type and layout.
+
+    Raises:
+        TypeError: a tensor is not floating, or weight's type is not x's.
+        ValueError: a size, factor, padding, device or activation does not fit.
+    """
+    op = "modulated_conv2d"
+    check_images(op, "x", x)
+    check_weight(op, x, weight, 1)
+    check_filter(op, resample_filter, x)
+    check_factors(op, up, down)
+    check_floating(op, "styles", styles)
+    check_device(op, "styles", styles, x)
+    if styles.shape != x.shape[:2]:
+        raise ValueError(f"{op}: styles must be {[*x.shape[:2]]}, got {[*styles.shape]}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"{op}: bias must be {[weight.shape[0]]}, got {[*bias.shape]}")
+    activation = activation_arguments(op, act, alpha, gain, clamp)
+    layer = Layer(up, down, filter_padding(padding), demodulate, flip_weight, *activation)
+    size = _output_size(x, weight, resample_filter, layer)
+    if min(size[2:]) < 1:
+        raise ValueError(
+            f"{op}: the result would be {[*size[2:]]}; x {[*x.shape]} is too small for this kernel,"
+            " filter and padding"
+        )
+    if noise is not None:
+        check_floating(op, "noise", noise)
+        check_device(op, "noise", noise, x)
+        if noise.shape not in ((size[0], 1, *size[2:]), size[2:]):
+            raise ValueError(
+                f"{op}: noise must be {[size[0], 1, *size[2:]]} or {[*size[2:]]}, got {[*noise.shape]}"
+            )
+    if x.dtype == torch.float16 and demodulate:
+        weight, styles = _prenormalised(weight, styles)
+    tensors = [t for t in (x, weight, styles, bias, noise) if t is not None]
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    y: Tensor
+    y, _ = _modulated_conv2d_act(
+        x,
+        weight,
+        styles,
+        bias,
+        noise,
+        resample_filter,
+        keep,
+        layer.up,
+        layer.down,
+        layer.padding,
+        layer.demodulate,
+        layer.flip_weight,
+        *activation,
+    )
+    return y
+
+
+def _prenormalised(weight: Tensor, styles: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale weight per output channel and styles per sample so that float16 sums can't overflow.
+
+    Demodulation cancels both scales, so they are constants to the gradient.
+    """
+    with torch.no_grad():
+        per_output = weight.float().abs().amax([1, 2, 3], keepdim=True)
+        fan_in = weight[0].numel()
+        w_scale = 1 / (per_output.clamp(min=1e-12) * fan_in**0.5)
+        s_scale = 1 / styles.float().abs().amax(1, keepdim=True).clamp(min=1e-12)
+    return (weight.float() * w_scale).to(weight.dtype), styles.float() * s_scale
+
+
+def modulated_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    noise: Tensor | None = None,
+    up: int = 1,
+    down: int = 1,
+    padding: Padding = 0,
+    resample_filter: Tensor | None = None,
+    demodulate: bool = True,
+    flip_weight: bool = True,
+) -> Tensor:
+    """Convolution with a kernel modulated by styles: conv(x, weight·styles·d) + noise.
+
+    Arguments, result and errors as in `modulated_conv2d_act`, which this is without bias and activation.
+    """
+    return modulated_conv2d_act(
+        x,
+        weight,
+        styles,
+        noise=noise,
+        up=up,
+        down=down,
+        padding=padding,
+        resample_filter=resample_filter,
+        demodulate=demodulate,
+        flip_weight=flip_weight,
+        act="linear",
+    )
