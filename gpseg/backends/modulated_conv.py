@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gpseg.backends.convolution import conv2d, conv2d_input_grad, conv2d_weight_grad
-from gpseg.backends.layout import accumulate_dtype
+from gpseg.backends.layout import accumulate_dtype, in_layout_of
 from gpseg.backends.resampling import Fir, Plan, oriented_weight, plan_resampling
 
 EPSILON = 1e-8
@@ -184,6 +184,8 @@ def backward(
         if dweight is not None:
             through_norm = 2 * weight * (g.t() @ s.square())[:, :, None, None]
             dweight = dweight + through_norm.to(dweight.dtype)
+    if dweight is not None:
+        dweight = in_layout_of(dweight, weight)
     return dx, dweight, None if ds is None else ds.to(styles.dtype), dbias, dnoise
 
 

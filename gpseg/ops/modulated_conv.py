@@ -161,10 +161,9 @@ def _gradient_fake(
     needs_weight: bool,
     *layer: Any,
 ) -> tuple[Tensor, ...]:
-    nothing = x.new_empty(0)
     return (
-        empty_in_layout_of(x, x.shape) if needs_input else nothing,
-        weight.new_empty(weight.shape) if needs_weight else x.new_empty(0),
+        empty_in_layout_of(x, x.shape) if needs_input else x.new_empty(0),
+        empty_in_layout_of(weight, weight.shape) if needs_weight else x.new_empty(0),
         styles.new_empty(styles.shape) if needs_input else x.new_empty(0),
         x.new_empty(0) if bias is None else bias.new_empty(bias.shape),
         x.new_empty(0) if noise is None else noise.new_empty(noise.shape),
