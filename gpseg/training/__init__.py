@@ -1,0 +1,1 @@
+"""Training: pre-training, fine-tuning, and what both keep on disk."""

@@ -1,0 +1,409 @@
+"""Pre-training: StyleGAN2 on unlabelled images of one class."""
+
+import dataclasses
+import logging
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from gpseg import data
+from gpseg.errors import InputError, RunError
+from gpseg.models.checkpoint import save_generator
+from gpseg.models.stylegan2 import NetworkConfig, ema_copy, ema_update, mix_styles
+from gpseg.training.device import Precision, choose_device, choose_dtype
+from gpseg.training.losses import discriminator_loss, generator_loss, r1_penalty
+from gpseg.training.run_folder import Interrupted, RunFolder, stop_requests
+
+log = logging.getLogger(__name__)
+
+BETAS = (0.0, 0.99)
+MBSTD_GROUP = 4
+GRID = 8
+
+_MAY_CHANGE = ("out", "resume", "kimg", "device", "log_kimg", "snapshot_kimg")
+
+
+@dataclass
+class PretrainConfig:
+    """Options of pre-training."""
+
+    data: Path
+    """Folder of images, or a data-set folder (its unlabelled/ and images/ are used). All of them are kept in memory
+    at the training resolution, 3 bytes a pixel."""
+    out: Path | None = None
+    """Run folder; new or empty, unless --resume. Default: runs/pretrain-<date>-<time>."""
+    resume: bool = False
+    """Continue the run in --out from its last state, with the same options."""
+    resolution: int = 64
+    """Side of the images, a power of two from 16 to 1024."""
+    kimg: float = 400.0
+    """Length: thousands of real images shown."""
+    batch: int = 16
+    """Images a step, a multiple of 4."""
+    channel_base: int | None = None
+    """Channels at resolution r are channel_base / r, at most channel_max. Default: 32 x resolution, right for a CPU;
+    16384 or 32768 (the published size) on a GPU."""
+    channel_max: int = 96
+    """Channels at the coarse resolutions; 512 (the published size) on a GPU."""
+    z_dim: int = 128
+    """Width of the latents and of the styles."""
+    mapping_layers: int = 4
+    """Layers of the mapping network."""
+    lr_generator: float = 0.0025
+    """Learning rate of the generator (Adam)."""
+    lr_discriminator: float = 0.0025
+    """Learning rate of the discriminator (Adam), before the correction for lazy R1."""
+    r1_gamma: float | None = None
+    """Weight of the R1 penalty. Default: 0.002 x resolution² / batch."""
+    r1_interval: int = 16
+    """Steps from one R1 penalty to the next."""
+    ema_kimg: float = 10.0
+    """Half-life of the running mean of the generator's weights, in thousands of images; shorter at the start."""
+    style_mixing: float = 0.9
+    """Probability that two latents share the layers of a batch."""
+    mirror: bool = True
+    """Show every other image mirrored."""
+    augment: Literal["diffaug", "none"] = "diffaug"
+    """Augmentation of what the discriminator sees: colour, translation, cutout (DiffAugment), or none. Wanted below
+    some ten thousand images or in long runs."""
+    precision: Precision = "auto"
+    """Dtype of the feature maps; auto is bf16 where the device computes in it, else fp32."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 …; auto is a GPU if there is one."""
+    seed: int = 0
+    """Seed of everything random; the same seed on the same machine gives the same run."""
+    log_kimg: float = 1.0
+    """Thousands of images from one log entry to the next."""
+    snapshot_kimg: float = 10.0
+    """Thousands of images from one snapshot (sample grids, generator.safetensors, state) to the next."""
+
+    def network(self) -> NetworkConfig:
+        """What the networks are built from."""
+        return NetworkConfig(
+            img_resolution=self.resolution,
+            z_dim=self.z_dim,
+            w_dim=self.z_dim,
+            channel_base=self.channel_base or 32 * self.resolution,
+            channel_max=self.channel_max,
+            mapping_layers=self.mapping_layers,
+        )
+
+    def check(self) -> None:
+        """Raise InputError for values that can't work."""
+        if self.batch < 1 or self.batch % MBSTD_GROUP:
+            raise InputError(f"--batch {self.batch}: give a multiple of {MBSTD_GROUP}")
+        for name in ("kimg", "log_kimg", "snapshot_kimg", "r1_interval", "z_dim", "mapping_layers", "channel_max"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: give a number above 0")
+        if self.channel_base is not None and self.channel_base < self.resolution:
+            raise InputError(f"--channel-base {self.channel_base}: give at least the resolution, {self.resolution}")
+
+
+def pretrain(config: PretrainConfig, images: Tensor | None = None) -> Path:
+    """Train a generator and its discriminator.
+
+    Args:
+        config: the options.
+        images: uint8 [N, 3, r, r] to train on in place of those under `config.data`.
+
+    Returns:
+        The checkpoint (`models.checkpoint.load_generator` reads it).
+
+    Raises:
+        InputError: if options or images can't be used.
+        RunError: if a loss isn't finite, or the disk is full.
+        Interrupted: on Ctrl-C or SIGTERM, once the state is saved.
+    """
+    config.check()
+    device = choose_device(config.device)
+    network = config.network()
+    torch.manual_seed(config.seed)
+    trainer = Trainer(config, network, device)
+    if images is None:
+        images = data.load_images(training_images(config.data), config.resolution)
+    if not len(images):
+        raise InputError(f"{config.data}: no images there; give a folder of images")
+    images = images.to(device)
+    stored = dataclasses.asdict(config)
+    with (
+        RunFolder.open(config.out, "pretrain", stored, resume=config.resume, may_change=_MAY_CHANGE) as folder,
+        logging_redirect_tqdm(),
+        stop_requests() as stop_requested,
+    ):
+        state = folder.load_state() if config.resume else None
+        if state is not None:
+            trainer.load_state_dict(state)
+        parameters = sum(p.numel() for p in trainer.generator.parameters())
+        log.info(
+            "%s: %s %d images of %d px, generator of %.2f M parameters, %s on %s",
+            folder.path,
+            "continuing at" if state else "training on",
+            trainer.seen if state else len(images),
+            config.resolution,
+            parameters / 1e6,
+            str(trainer.dtype).removeprefix("torch."),
+            device,
+        )
+        _train(trainer, images, folder, stop_requested)
+        return _snapshot(trainer, folder)
+
+
+def training_images(path: Path) -> list[Path]:
+    """The images to pre-train on: those of a data set's `unlabelled/` and `images/`, or of a plain folder.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        Paths, sorted by folder and name.
+
+    Raises:
+        InputError: if there are none.
+    """
+    parts = [path / name for name in ("unlabelled", "images") if (path / name).is_dir()]
+    return [image for part in parts or [path] for image in data.images_in(part)]
+
+
+class Trainer:
+    """Networks, optimisers and random streams of a run, and the step that moves them.
+
+    Args:
+        config: the options.
+        network: what the networks are built from.
+        device: where they live.
+    """
+
+    def __init__(self, config: PretrainConfig, network: NetworkConfig, device: torch.device) -> None:
+        self.config = config
+        self.network = network
+        self.device = device
+        self.dtype = choose_dtype(config.precision, device)
+        self.seen = 0
+        self.steps = 0
+        self.generator = network.generator(self.dtype).to(device)
+        self.discriminator = network.discriminator(self.dtype).to(device)
+        self.generator_ema = ema_copy(self.generator)
+        # The R1 steps are extra steps of Adam; this keeps the discriminator's pace as if there were none.
+        share = config.r1_interval / (config.r1_interval + 1)
+        self.optimizer_g = _adam(self.generator, config.lr_generator, 1.0)
+        self.optimizer_d = _adam(self.discriminator, config.lr_discriminator, share)
+        self.r1_gamma = config.r1_gamma
+        if self.r1_gamma is None:
+            self.r1_gamma = 0.002 * config.resolution**2 / config.batch
+        self.sampling = torch.Generator().manual_seed(config.seed)
+        self.random = torch.Generator(device).manual_seed(config.seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the run depends on."""
+        state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts().items()}
+        state |= {"seen": self.seen, "steps": self.steps}
+        state |= {"rng": torch.get_rng_state(), "sampling": self.sampling.get_state(), "random": self.random.get_state()}
+        if self.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.seen, self.steps = state["seen"], state["steps"]
+        torch.set_rng_state(state["rng"])
+        self.sampling.set_state(state["sampling"])
+        self.random.set_state(state["random"])
+        if "cuda_rng" in state and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+    def _parts(self) -> dict[str, Any]:
+        names = ("generator", "discriminator", "generator_ema", "optimizer_g", "optimizer_d")
+        return {name: getattr(self, name) for name in names}
+
+    def step(self, images: Tensor) -> dict[str, Tensor]:
+        """Train on one batch of real images, drawn from `images`.
+
+        Args:
+            images: uint8 [N, 3, r, r].
+
+        Returns:
+            Scalars by name, on the device: losses, and the mean sign of the discriminator's logits.
+        """
+        reals = self._draw(images)
+        fakes, loss_g = self._generator_step()
+        # The discriminator learns from the images of the generator step: one forward pass of the generator less.
+        values = {"loss_g": loss_g, **self._discriminator_step(fakes, reals)}
+        if self.steps % self.config.r1_interval == 0:
+            values["r1"] = self._r1_step(reals)
+        self.seen += self.config.batch
+        self.steps += 1
+        ramped = min(self.config.ema_kimg * 1000, 0.05 * self.seen)
+        ema_update(self.generator_ema, self.generator, 0.5 ** (self.config.batch / max(ramped, 1e-8)))
+        return values
+
+    def _draw(self, images: Tensor) -> Tensor:
+        index = torch.randint(len(images), (self.config.batch,), generator=self.sampling)
+        mirrored = torch.rand(self.config.batch, generator=self.sampling) < 0.5
+        batch = images[index.to(images.device)].to(self.device, torch.float32) / 127.5 - 1
+        if self.config.mirror:
+            batch = torch.where(mirrored.to(self.device)[:, None, None, None], batch.flip(3), batch)
+        return batch
+
+    def _augment(self, images: Tensor) -> Tensor:
+        if self.config.augment == "none":
+            return images
+        return data.diff_augment(images, self.random)
+
+    def _latents(self, n: int) -> Tensor:
+        return torch.randn(n, self.config.z_dim, generator=self.random, device=self.device)
+
+    def _generator_step(self) -> tuple[Tensor, Tensor]:
+        self.discriminator.requires_grad_(False)
+        ws = self.generator.mapping(self._latents(self.config.batch), update_w_avg=True)
+        if torch.rand((), generator=self.sampling) < self.config.style_mixing:
+            first = int(torch.randint(1, self.generator.num_ws, (), generator=self.sampling))
+            ws = mix_styles(ws, self.generator.mapping(self._latents(self.config.batch)), first)
+        fakes = self.generator.synthesis(ws)
+        loss = generator_loss(self.discriminator(self._augment(fakes)))
+        _descend(self.optimizer_g, loss)
+        self.discriminator.requires_grad_(True)
+        return fakes.detach(), loss.detach()
+
+    def _discriminator_step(self, fakes: Tensor, reals: Tensor) -> dict[str, Tensor]:
+        # One pass for both: the minibatch-deviation groups don't straddle the two halves.
+        logits = self.discriminator(self._augment(torch.cat([fakes, reals])))
+        fake_logits, real_logits = logits.chunk(2)
+        loss = discriminator_loss(fake_logits, real_logits)
+        _descend(self.optimizer_d, loss)
+        return {
+            "loss_d": loss.detach(),
+            "sign_fake": fake_logits.detach().sign().mean(),
+            "sign_real": real_logits.detach().sign().mean(),
+        }
+
+    def _r1_step(self, reals: Tensor) -> Tensor:
+        reals = reals.detach().requires_grad_(True)
+        penalty = r1_penalty(self.discriminator(self._augment(reals)), reals)
+        assert self.r1_gamma is not None
+        _descend(self.optimizer_d, penalty * (self.r1_gamma / 2 * self.config.r1_interval))
+        return penalty.detach()
+
+    @torch.no_grad()
+    def samples(self, truncation_psi: float) -> Tensor:
+        """Images [GRID², 3, r, r] of the running mean, for the same latents and noise every time."""
+        latents = torch.randn(GRID**2, self.config.z_dim, generator=torch.Generator().manual_seed(self.config.seed))
+        return torch.cat(
+            [
+                self.generator_ema(z.to(self.device), truncation_psi=truncation_psi, noise_mode="const")
+                for z in latents.split(self.config.batch)
+            ]
+        )
+
+
+def _adam(model: torch.nn.Module, lr: float, share: float) -> torch.optim.Adam:
+    betas = (BETAS[0] ** share, BETAS[1] ** share)
+    return torch.optim.Adam(model.parameters(), lr=lr * share, betas=betas, eps=1e-8, fused=True)
+
+
+def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+
+
+def _train(trainer: Trainer, images: Tensor, folder: RunFolder, stop_requested: Callable[[], bool]) -> None:
+    config = trainer.config
+    total = round(config.kimg * 1000)
+    means = Means()
+    next_log = trainer.seen + config.log_kimg * 1000
+    next_snapshot = trainer.seen + config.snapshot_kimg * 1000
+    started, begun_at = time.monotonic(), trainer.seen
+    with tqdm(total=total, initial=trainer.seen, unit="img", unit_scale=True, mininterval=1.0) as bar:
+        while trainer.seen < total:
+            means.add(trainer.step(images))
+            bar.update(config.batch)
+            stopping = stop_requested()
+            if stopping or trainer.seen >= min(next_log, next_snapshot, total):
+                values = means.take()
+                _check_finite(values, folder)
+            if trainer.seen >= next_log:
+                elapsed = time.monotonic() - started
+                values |= {"s_per_kimg": 1000 * elapsed / (trainer.seen - begun_at), "memory_gib": _memory(trainer.device)}
+                started, begun_at = time.monotonic(), trainer.seen
+                next_log += config.log_kimg * 1000
+                folder.log(trainer.seen, values)
+                bar.set_postfix_str(f"{values['s_per_kimg']:.1f} s/kimg")
+                log.info("%.1f kimg  %s", trainer.seen / 1000, "  ".join(f"{k} {v:.3g}" for k, v in values.items()))
+            if stopping:
+                folder.save_state(trainer.seen, trainer.state_dict())
+                raise Interrupted(folder.path)
+            if trainer.seen >= next_snapshot and trainer.seen < total:
+                next_snapshot += config.snapshot_kimg * 1000
+                _snapshot(trainer, folder)
+
+
+def _snapshot(trainer: Trainer, folder: RunFolder) -> Path:
+    for psi in (0.7, 1.0):
+        folder.write_image(f"psi{psi}", image_grid(trainer.samples(psi)), trainer.seen)
+    path = folder.path / "generator.safetensors"
+    extra = {"images_seen": trainer.seen, "r1_gamma": trainer.r1_gamma}
+    save_generator(path, trainer.generator_ema, trainer.discriminator, trainer.network, extra)
+    folder.save_state(trainer.seen, trainer.state_dict())
+    return path
+
+
+def _check_finite(values: dict[str, float], folder: RunFolder) -> None:
+    bad = [name for name, value in values.items() if not torch.isfinite(torch.tensor(value))]
+    if bad:
+        states = sorted((folder.path / "checkpoints").glob("state-*.pt"))
+        good = f"{states[-1]} is the last good state, continue it with --resume" if states else "no state was saved yet"
+        raise RunError(f"{folder.path}: {', '.join(bad)} is not finite; {good}, with --precision fp32 or a larger --r1-gamma")
+
+
+class Means:
+    """Means of scalars over the steps since they were last taken, without waiting for the device in between."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Count in one step's scalars."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """The means, starting over."""
+        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return means
+
+
+def image_grid(images: Tensor) -> Tensor:
+    """Tile images into one picture, `GRID` a row.
+
+    Args:
+        images: [N, 3, h, w], −1 … 1.
+
+    Returns:
+        uint8 [3, rows·h, columns·w].
+    """
+    n, c, h, w = images.shape
+    columns = min(GRID, n)
+    rows = -(-n // columns)
+    pixels = (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+    canvas = pixels.new_zeros(rows * columns, c, h, w)
+    canvas[:n] = pixels
+    return canvas.reshape(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)
+
+
+def _memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

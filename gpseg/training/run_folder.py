@@ -1,0 +1,273 @@
+"""The folder of a training run, and how a run stops.
+
+    config.json      the options the run was started with
+    metrics.jsonl    one JSON object a line: "step" and what was measured
+    tensorboard/     the same numbers and pictures for TensorBoard
+    samples/         pictures
+    checkpoints/     training states (the last two), to continue from
+
+Every file but the logs is written to a temporary name and renamed, and a reader skips a log line that a kill cut short, so
+the folder can be read whenever the run ends.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gpseg.atomic import is_disk_full, replacing
+from gpseg.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger(__name__)
+
+STATES_KEPT = 2
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run stopped on request, after saving its state.
+
+    Args:
+        folder: the run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        self.folder = folder
+
+
+class RunFolder:
+    """The folder of a run; make one with `RunFolder.open`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._writer: SummaryWriter | None = None
+        self._first_step = 0
+
+    @classmethod
+    def open(
+        cls,
+        out: Path | None,
+        command: str,
+        config: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        may_change: Collection[str] = (),
+    ) -> "RunFolder":
+        """Make a folder for a new run, or open that of a run to continue.
+
+        Args:
+            out: the folder; None for `runs/<command>-<date>-<time>`.
+            command: name of the command, such as "pretrain".
+            config: the run's options; paths and the like are stored as text.
+            resume: continue the run in `out`.
+            may_change: options that may differ from the run's when it is continued.
+
+        Returns:
+            The run folder.
+
+        Raises:
+            InputError: if `out` exists and isn't empty (a new run), holds no run (to continue), or holds a run with
+                other options.
+        """
+        if resume and out is None:
+            raise InputError("--resume: say with --out which run folder to continue")
+        # What JSON makes of the options, so that they compare equal to those read back.
+        config = json.loads(json.dumps(dict(config), default=str))
+        path = out or _free_path(Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}")
+        folder = cls(path)
+        if resume:
+            stored = folder._read_config()
+            for key, value in config.items():
+                if key not in may_change and stored.get(key) != value:
+                    raise InputError(
+                        f"{path}: that run has {key} = {stored.get(key)}, not {value}; "
+                        "give the same option, or start a new run without --resume"
+                    )
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"{path}: already there and not empty; continue it with --resume or give another --out")
+        try:
+            for name in ("checkpoints", "samples"):
+                (path / name).mkdir(parents=True, exist_ok=True)
+        except PermissionError as error:
+            raise InputError(f"{path}: no permission to write there; give another --out") from error
+        folder.write_json("config.json", config)
+        return folder
+
+    def _read_config(self) -> dict[str, Any]:
+        file = self.path / "config.json"
+        try:
+            config = json.loads(file.read_text())
+        except FileNotFoundError as error:
+            raise InputError(f"{self.path}: no run to continue there; leave out --resume") from error
+        except json.JSONDecodeError as error:
+            raise InputError(f"{file}: can't be read ({error}); start a new run") from error
+        assert isinstance(config, dict)
+        return config
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file into the folder."""
+        with replacing(self.path / name) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+    def write_image(self, name: str, image: Tensor, step: int) -> None:
+        """Write a picture under `samples/` and to TensorBoard.
+
+        Args:
+            name: what it shows.
+            image: [3, H, W], uint8.
+            step: training step.
+        """
+        with replacing(self.path / "samples" / f"{step:08d}-{name}.png") as temporary:
+            Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).save(temporary, format="PNG")
+        self._tensorboard().add_image(name, image.cpu(), step)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one line to `metrics.jsonl`, and the numbers to TensorBoard.
+
+        Args:
+            step: training step, not smaller than the last.
+            values: numbers by name.
+
+        Raises:
+            RunError: if the disk is full.
+        """
+        try:
+            with (self.path / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+            for name, value in values.items():
+                self._tensorboard().add_scalar(name, value, step)
+        except OSError as error:
+            if is_disk_full(error):
+                raise RunError(f"{self.path}: the disk is full; free some space and continue with --resume") from error
+            raise
+
+    def metrics(self) -> list[dict[str, float]]:
+        """What was logged so far; a line that a kill cut short is left out."""
+        file = self.path / "metrics.jsonl"
+        entries = []
+        for line in file.read_text().splitlines() if file.exists() else []:
+            with contextlib.suppress(json.JSONDecodeError):
+                entries.append(json.loads(line))
+        return entries
+
+    def save_state(self, step: int, state: Mapping[str, Any]) -> None:
+        """Write a training state; the last two are kept.
+
+        Args:
+            step: training step.
+            state: tensors, numbers and texts in dicts and lists.
+
+        Raises:
+            RunError: if the disk is full.
+        """
+        with replacing(self.path / "checkpoints" / f"state-{step:010d}.pt") as temporary:
+            torch.save({"step": step, **state}, temporary)
+        for old in self._states()[:-STATES_KEPT]:
+            old.unlink()
+
+    def load_state(self) -> dict[str, Any] | None:
+        """Read the last training state, and forget what was logged after it.
+
+        Returns:
+            The state with its "step", tensors on the CPU; None if the run never saved one.
+
+        Raises:
+            InputError: if states are there and none can be read.
+        """
+        states = self._states()
+        for file in reversed(states):
+            try:
+                state = torch.load(file, map_location="cpu", weights_only=True)
+            except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+                log.warning("%s: can't be read (%s), trying the one before", file, error)
+                continue
+            self._rewind(state["step"])
+            return state
+        if states:
+            raise InputError(f"{states[-1]}: neither this state nor the one before can be read; start a new run")
+        self._rewind(0)
+        return None
+
+    def _states(self) -> list[Path]:
+        return sorted((self.path / "checkpoints").glob("state-*.pt"))
+
+    def _rewind(self, step: int) -> None:
+        kept = [entry for entry in self.metrics() if entry["step"] <= step]
+        with replacing(self.path / "metrics.jsonl") as temporary:
+            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        self._first_step = step + 1
+
+    def _tensorboard(self) -> "SummaryWriter":
+        if self._writer is None:
+            # Importing it takes seconds.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(self.path / "tensorboard", purge_step=self._first_step)
+        return self._writer
+
+    def close(self) -> None:
+        """Flush and close the TensorBoard log."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _free_path(path: Path) -> Path:
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return candidate
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Take note of Ctrl-C and SIGTERM instead of breaking off, so that a loop can save its state first.
+
+    A second Ctrl-C breaks off at once. Outside the main thread, where signals can't be handled, nothing changes.
+
+    Yields:
+        A function that tells whether a stop was asked for.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    requested = False
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: object) -> None:
+        nonlocal requested
+        requested = True
+        os.write(sys.stderr.fileno(), b"\nstopping: saving the state first\n")
+        restore()
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield lambda: requested
+    finally:
+        restore()
