@@ -1,6 +1,7 @@
 """Data sets of part masks in folders, augmentation, and the drawn data set."""
 
 from gpseg.data.classes import Classes, PartClass, fit_mask
+from gpseg.data.drawn import DRAWN_CLASSES, draw_face, write_drawn
 from gpseg.data.folder import PartFolder, Splits
 from gpseg.data.images import (
     Placement,
@@ -13,16 +14,19 @@ from gpseg.data.images import (
 )
 
 __all__ = [
+    "DRAWN_CLASSES",
     "Classes",
     "PartClass",
     "PartFolder",
     "Placement",
     "Splits",
     "UnlabelledImages",
+    "draw_face",
     "fit_mask",
     "fit_square",
     "images_in",
     "load_image",
     "load_images",
     "read_image",
+    "write_drawn",
 ]

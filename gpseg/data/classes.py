@@ -237,8 +237,9 @@ class Classes:
         unknown = [i for i in used.tolist() if i >= self.num_classes and i != self.ignore_index]
         if unknown:
             raise InputError(
-                f"{path} holds ids {_listed(unknown)}, but the classes are 0..{self.num_classes - 1}"
-                f" and {self.ignore_index} (ignore); correct the mask or add them to classes.json"
+                f"{path} holds ids {_listed(unknown)}, but classes.json lists "
+                f"0..{self.num_classes - 1} and {self.ignore_index} (ignore); "
+                "correct the mask or add the classes"
             )
         return ids
 
