@@ -1,5 +1,6 @@
 """Data sets of part masks in folders, augmentation, and the drawn data set."""
 
+from gpseg.data.augment import PairAugment, diff_augment
 from gpseg.data.classes import Classes, PartClass, fit_mask
 from gpseg.data.drawn import DRAWN_CLASSES, draw_face, write_drawn
 from gpseg.data.folder import PartFolder, Splits
@@ -16,11 +17,13 @@ from gpseg.data.images import (
 __all__ = [
     "DRAWN_CLASSES",
     "Classes",
+    "PairAugment",
     "PartClass",
     "PartFolder",
     "Placement",
     "Splits",
     "UnlabelledImages",
+    "diff_augment",
     "draw_face",
     "fit_mask",
     "fit_square",

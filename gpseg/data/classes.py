@@ -96,7 +96,14 @@ class Classes:
             InputError: the file is missing, malformed or inconsistent.
         """
         path = Path(path)
-        content = read_json(path)
+        try:
+            return cls.from_json(read_json(path))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Classes:
+        """Make classes from what a classes.json holds; see `load`."""
         try:
             entries = sorted(content["classes"], key=lambda entry: entry["id"])
             parts = tuple(
@@ -111,13 +118,10 @@ class Classes:
             swap = tuple((_integer(a), _integer(b)) for a, b in content.get("swap", []))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
-                f"{path} is not a classes file ({type(error).__name__}: {error}); expected "
+                f"no list of classes ({type(error).__name__}: {error}); expected "
                 '{"classes": [{"id": 0, "name": "background", "color": [0, 0, 0]}, ...]}'
             ) from error
-        try:
-            return cls(parts, ignore_index, swap)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
+        return cls(parts, ignore_index, swap)
 
     @classmethod
     def from_masks(cls, paths: Sequence[Path]) -> Classes:
@@ -167,12 +171,8 @@ class Classes:
             )
         )
 
-    def save(self, path: str | Path) -> None:
-        """Write a classes.json.
-
-        Args:
-            path: the file to write.
-        """
+    def to_json(self) -> dict[str, Any]:
+        """What a classes.json holds."""
         content: dict[str, Any] = {
             "ignore_index": self.ignore_index,
             "classes": [
@@ -182,7 +182,15 @@ class Classes:
         }
         if self.swap:
             content["swap"] = [list(pair) for pair in self.swap]
-        write_json(Path(path), content)
+        return content
+
+    def save(self, path: str | Path) -> None:
+        """Write a classes.json.
+
+        Args:
+            path: the file to write.
+        """
+        write_json(Path(path), self.to_json())
 
     @property
     def num_classes(self) -> int:

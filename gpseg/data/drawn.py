@@ -840,9 +840,8 @@ def write_drawn(
     Args:
         root: the folder to make.
         resolution: side of the images in pixels.
-        labelled: number of images with masks, at least 3: at most three tenths of them, but at
-            least 10 where there are 20, are for training, half as many for `val`, the rest for
-            `test`.
+        labelled: number of images with masks, at least 3. Three tenths are the training pool (but
+            10, or half of them, where that is more), half as many are `val`, the rest `test`.
         unlabelled: number of images without masks.
         seed: seed of the faces and of the draws.
 
@@ -877,7 +876,7 @@ def write_drawn(
         partial.rename(root)
     except OSError as error:
         raise RunError(
-            f"cannot write {root} ({error.strerror}); free space or choose another folder"
+            f"cannot write {root} ({error.strerror or error}); free space or choose another folder"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
