@@ -96,14 +96,25 @@ class Classes:
             InputError: the file is missing, malformed or inconsistent.
         """
         path = Path(path)
+        content = read_json(path)
         try:
-            return cls.from_json(read_json(path))
+            return cls.from_json(content)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Classes:
-        """Make classes from what a classes.json holds; see `load`."""
+        """Make classes from what a classes.json holds.
+
+        Args:
+            content: the parsed file; see `load`.
+
+        Returns:
+            The classes.
+
+        Raises:
+            InputError: the content is malformed or inconsistent.
+        """
         try:
             entries = sorted(content["classes"], key=lambda entry: entry["id"])
             parts = tuple(
@@ -118,7 +129,7 @@ class Classes:
             swap = tuple((_integer(a), _integer(b)) for a, b in content.get("swap", []))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
-                f"no list of classes ({type(error).__name__}: {error}); expected "
+                f"this is no list of classes ({type(error).__name__}: {error}); expected "
                 '{"classes": [{"id": 0, "name": "background", "color": [0, 0, 0]}, ...]}'
             ) from error
         return cls(parts, ignore_index, swap)
@@ -172,7 +183,7 @@ class Classes:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What a classes.json holds."""
+        """Return what a classes.json holds, for `from_json`."""
         content: dict[str, Any] = {
             "ignore_index": self.ignore_index,
             "classes": [

@@ -286,7 +286,7 @@ class SynthesisBlock(nn.Module):
             img: image so far [N, img_channels, r/2, r/2], float32; None in the first block.
             ws: this block's styles [N, num_conv + 1, w_dim]; the last is ToRGB's.
             noise_mode: see `SynthesisLayer`.
-            inject: added to the features [N, out_channels, r, r] after the last convolution, before ToRGB.
+            inject: added to the features [N, out_channels, r, r] that the block's last convolution takes.
             dtype: dtype of the features.
 
         Returns:
@@ -298,9 +298,9 @@ class SynthesisBlock(nn.Module):
             x = x.contiguous(memory_format=torch.channels_last)
         else:
             x = self.conv0(x.to(dtype), next(styles), noise_mode=noise_mode)
-        x = self.conv1(x, next(styles), noise_mode=noise_mode)
         if inject is not None:
             x = x + inject.to(x.dtype)
+        x = self.conv1(x, next(styles), noise_mode=noise_mode)
         rgb = self.torgb(x, next(styles)).float()
         img = rgb if img is None else ops.upsample2d(img, self.resample_filter) + rgb
         return x, img
@@ -381,13 +381,13 @@ class SynthesisNetwork(nn.Module):
 
         Args:
             ws: styles [N, num_ws, w_dim].
-            inject: by resolution r, a tensor [N, channels[r], r, r] that is added to the features of that resolution
-                before ToRGB and the next block see them; resolutions may be missing.
+            inject: by resolution r, a tensor [N, channels[r], r, r] that is added to what the last convolution
+                of that resolution takes; resolutions may be missing.
             noise_mode: "random", "const" or "none".
             dtype: dtype of the features; None for the network's own.
 
         Returns:
-            Features by resolution (after the injection), and images as `forward` gives them.
+            Features by resolution (each block's output), and images as `forward` gives them.
         """
         dtype = dtype or self.dtype
         inject = inject or {}

@@ -1,5 +1,5 @@
 """Layers with equalised learning rate, on top of `gpseg.ops`."""
 
-from gpseg.nn.layers import Conv2d, FullyConnected, MinibatchStd
+from gpseg.nn.layers import Conv2d, FullyConnected, MinibatchStd, ZeroProjection
 
-__all__ = ["Conv2d", "FullyConnected", "MinibatchStd"]
+__all__ = ["Conv2d", "FullyConnected", "MinibatchStd", "ZeroProjection"]

@@ -153,3 +153,20 @@ class MinibatchStd(nn.Module):
         y = (variance + 1e-8).sqrt().mean(dim=2)
         y = y.repeat_interleave(group, dim=0)[:, :, None, None].expand(n, self.num_channels, h, w)
         return torch.cat([x, y.to(x.dtype)], dim=1)
+
+
+class ZeroProjection(nn.Module):
+    """A 1×1 convolution that starts as zero: what it adds to a trained network changes nothing at first.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(out_channels, in_channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `x` [N, in_channels, H, W] to [N, out_channels, H, W] in x's dtype."""
+        return ops.conv2d_resample(x, self.weight.to(x.dtype))

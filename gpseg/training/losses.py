@@ -1,10 +1,13 @@
 """Losses of both stages."""
 
+import copy
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from gpseg import ops
+from gpseg.models.stylegan2 import Discriminator
 
 
 def generator_loss(fake_logits: Tensor) -> Tensor:
@@ -45,3 +48,68 @@ def r1_penalty(real_logits: Tensor, real_images: Tensor) -> Tensor:
     with ops.no_weight_grad():
         (gradient,) = torch.autograd.grad(real_logits.sum(), real_images, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3)).mean()
+
+
+class PerceptualLoss(torch.nn.Module):
+    """Distance in the features of the pre-trained discriminator, which knows what matters in this class of images.
+
+    Args:
+        discriminator: pre-trained; a frozen copy of its trunk is kept.
+        finest: resolutions above this one are left out, where the features are little more than colours.
+    """
+
+    def __init__(self, discriminator: Discriminator, finest: int | None = None) -> None:
+        super().__init__()
+        self.discriminator = copy.deepcopy(discriminator).eval().requires_grad_(False)
+        self.finest = finest or discriminator.img_resolution // 2
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Mean over resolutions of the squared distance, relative to the targets' own variance; a scalar.
+
+        Args:
+            images: [N, 3, r, r], −1 … 1; takes the gradient.
+            targets: [N, 3, r, r].
+        """
+        got = self.discriminator.features(images)
+        with torch.no_grad():
+            want = self.discriminator.features(targets)
+        terms = []
+        for r, wanted in want.items():
+            if 4 < r <= self.finest:
+                scale = wanted.float().square().mean([1, 2, 3], keepdim=True) + 1e-6
+                terms.append(((got[r].float() - wanted.float()).square() / scale).mean())
+        return torch.stack(terms).mean()
+
+
+def class_weights(masks: Tensor, num_classes: int, strength: float = 0.5, limit: float = 8.0) -> Tensor:
+    """Weights [K] that keep small parts from vanishing: inverse frequency to the power `strength`, mean 1 a pixel.
+
+    Args:
+        masks: training masks [k, r, r]; ids of K and above are left out.
+        num_classes: K.
+        strength: 0 weighs all pixels alike, 1 all classes alike.
+        limit: bound on the ratio to the most frequent class.
+    """
+    count = torch.bincount(masks[masks < num_classes].long(), minlength=num_classes).double()
+    share = count / count.sum().clamp(min=1)
+    weights = (share.amax() / share.clamp(min=1e-12)).pow(strength).clamp(max=limit)
+    weights[count == 0] = 0
+    return (weights / (weights * share).sum()).float()
+
+
+def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean of `values` [N, …, r, r] over the pixels where `valid` [N, r, r]; 0 if there are none."""
+    per_pixel = values.mean(1) if values.ndim == 4 else values
+    return (per_pixel * valid).sum() / valid.sum().clamp(min=1)
+
+
+def part_cross_entropy(logits: Tensor, masks: Tensor, weights: Tensor) -> Tensor:
+    """Cross-entropy [N, r, r] of logits [N, K, r, r], weighted by class, 0 where the mask has no class.
+
+    Args:
+        logits: [N, K, r, r].
+        masks: [N, r, r] of ids; K and above is ignored.
+        weights: [K].
+    """
+    targets = masks.long().masked_fill(masks >= len(weights), -100)
+    return F.cross_entropy(logits, targets, weight=weights, reduction="none", ignore_index=-100)

@@ -203,6 +203,11 @@ class RunFolder:
         self._rewind(0)
         return None
 
+    def last_state(self) -> Path | None:
+        """The newest training state's file, if there is one."""
+        states = self._states()
+        return states[-1] if states else None
+
     def _states(self) -> list[Path]:
         return sorted((self.path / "checkpoints").glob("state-*.pt"))
 

@@ -19,17 +19,16 @@ def upfirdn2d(
     """Upsample, pad, filter and downsample `x [N, C, H, W]`; arguments as in `gpseg.ops.upfirdn2d`."""
     n, c, h, w = x.shape
     (upx, upy), (downx, downy), (px0, px1, py0, py1) = up, down, padding
-    z = x.to(accumulate_dtype(x.dtype)).reshape(n * c, 1, h, 1, w, 1)
-    z = functional.pad(z, [0, upx - 1, 0, 0, 0, upy - 1]).reshape(n * c, 1, h * upy, w * upx)
+    z = x.to(accumulate_dtype(x.dtype)).reshape(n, c, h, 1, w, 1)
+    z = functional.pad(z, [0, upx - 1, 0, 0, 0, upy - 1]).reshape(n, c, h * upy, w * upx)
     z = functional.pad(z, [px0, px1, py0, py1])  # negative amounts crop
     if f is None:
         z = z * gain
     else:
-        f = f.to(z.dtype) if flip_filter else f.to(z.dtype).flip(list(range(f.ndim)))
-        if f.ndim == 1:
-            z = functional.conv2d(functional.conv2d(z, f[None, None, :, None]), f[None, None, None])
-            z = z * gain
-        else:
-            z = functional.conv2d(z, (f * gain)[None, None])
+        taps = f.to(z.dtype) if flip_filter else f.to(z.dtype).flip(list(range(f.ndim)))
+        kernels = [taps] if f.ndim == 2 else [taps[:, None], taps[None, :]]
+        for kernel in kernels:
+            z = functional.conv2d(z, kernel.expand(c, 1, *kernel.shape), groups=c)
+        z = z * gain
     z = z[:, :, ::downy, ::downx]
-    return in_layout_of(z.reshape(n, c, *z.shape[2:]), x)
+    return in_layout_of(z, x)

@@ -1,0 +1,296 @@
+"""Progressive fine-tuning of a pre-trained generator in two streams; see `gpseg.models.two_stream`."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from gpseg.data import Classes, PairAugment
+from gpseg.errors import InputError
+from gpseg.models.segmenter import TEMPERATURE, Segmenter, to_float
+from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig, ema_copy, ema_update
+from gpseg.models.two_stream import TwoStream
+from gpseg.training.device import Precision, choose_dtype
+from gpseg.training.losses import (
+    PerceptualLoss,
+    class_weights,
+    masked_mean,
+    part_cross_entropy,
+)
+from gpseg.training.run_folder import Interrupted, RunFolder
+from gpseg.training.schedules import Ramp, interpolated_target, learning_rate, ramp
+from gpseg.training.steps import Means, check_finite
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class FinetuneConfig:
+    """Options of fine-tuning."""
+
+    data: Path | None = None
+    """Data-set folder: images/, masks/ (same stems, indexed PNG), and where present unlabelled/, classes.json,
+    splits.json. Default: the drawn faces that the package makes itself."""
+    generator: Path | None = None
+    """Checkpoint of gpseg.pretrain on the same class of images. Default: one is pre-trained first, see
+    --pretrain-kimg."""
+    pretrain_kimg: float = 20.0
+    """Thousands of images to pre-train a generator on where --generator gives none."""
+    out: Path | None = None
+    """Run folder; new or empty, unless --resume. Default: runs/train-<date>-<time>."""
+    resume: bool = False
+    """Continue the run in --out from its last state, with the same options."""
+    shots: int = 5
+    """Labelled images to train on."""
+    draw: int = 0
+    """Which of the data set's draws of labelled images to take."""
+    resolution: int | None = None
+    """Side of the images in training, a power of two; must be the generator's. Default: the generator's, or 64."""
+    steps: int = 1000
+    """Training steps."""
+    labelled_batch: int = 8
+    """Labelled images a step (augmented copies of the few there are)."""
+    unlabelled_batch: int = 8
+    """Unlabelled images a step, for the image stream; 0 leaves them out."""
+    ramp: Ramp = "cosine"
+    """How the target moves from the image to the part map; direct and fixed are controls."""
+    ramp_length: float = 0.7
+    """Share of the steps after which the target is the part map alone."""
+    lr: float = 2e-3
+    """Learning rate of new layers (Adam)."""
+    lr_pretrained: float = 1e-3
+    """Learning rate of what comes from the generator and the discriminator."""
+    perceptual_weight: float = 0.2
+    """Weight of the perceptual loss of the image stream."""
+    colour_weight: float = 0.2
+    """Weight, times the ramp's value, of the cross-entropy of the palette read-out."""
+    classifier_weight: float = 1.0
+    """Weight of the cross-entropy of the classifier read-out."""
+    ema_share: float = 0.03
+    """Half-life of the running mean of the weights, as a share of the steps."""
+    crossing: bool = True
+    """Let the image stream's features reach the segmentation stream."""
+    pretrained: bool = True
+    """Start from the generator's weights; off is a control that starts from random ones."""
+    precision: Precision = "auto"
+    """Dtype of the feature maps; auto is bf16 where the device computes in it, else fp32."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 …; auto is a GPU if there is one."""
+    seed: int = 0
+    """Seed of everything random; the same seed on the same machine gives the same run."""
+    log_steps: int = 25
+    """Steps from one log entry to the next."""
+    save_steps: int = 250
+    """Steps from one saved state to the next."""
+
+    def check(self) -> None:
+        """Raise InputError for values that can't work."""
+        for name in ("shots", "steps", "labelled_batch", "log_steps", "save_steps", "ema_share", "pretrain_kimg"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: give a number above 0")
+        for name in ("draw", "unlabelled_batch"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: give 0 or more")
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What fine-tuning learns from.
+
+    Args:
+        images: labelled, uint8 [k, 3, r, r].
+        masks: uint8 [k, r, r] of class ids and the ignore index.
+        unlabelled: uint8 [n, 3, r, r]; may be empty.
+        classes: the part classes.
+    """
+
+    images: Tensor
+    masks: Tensor
+    unlabelled: Tensor
+    classes: Classes
+
+
+class Finetuner:
+    """Networks, optimiser and random stream of a run, and the step that moves them.
+
+    Args:
+        config: the options.
+        data: what to learn from.
+        generator: pre-trained.
+        discriminator: pre-trained with it.
+        network: what both are built from.
+        device: where to train.
+    """
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        data: TrainingSet,
+        generator: Generator,
+        discriminator: Discriminator,
+        network: NetworkConfig,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.data = data
+        self.network = network
+        self.dtype = choose_dtype(config.precision, device)
+        self.steps = 0
+        # The perceptual loss keeps the pre-trained features in the control that starts from random weights too.
+        self.perceptual = PerceptualLoss(discriminator).to(device)
+        if not config.pretrained:
+            generator, discriminator = network.generator(), network.discriminator()
+        self.model = TwoStream(
+            generator, discriminator, network, data.classes.num_classes, crossing=config.crossing
+        ).to(device)
+        self.ema = ema_copy(self.model)
+        self.weights = class_weights(data.masks, data.classes.num_classes).to(device)
+        self.random = torch.Generator(device).manual_seed(config.seed)
+        self.augment = PairAugment(
+            swap_table=data.classes.swap_table().to(device), ignore_index=data.classes.ignore_index
+        )
+        self.optimizer = torch.optim.Adam(
+            self._parameter_groups(), betas=(0.9, 0.99), eps=1e-8, fused=True
+        )
+        self.device = device
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        model = self.model
+        pretrained: list[nn.Module] = [model.encoder.trunk, model.image_stream, model.segmentation_stream]
+        slow = {id(p) for part in pretrained for p in part.parameters()}
+        return [
+            {"params": [p for p in model.parameters() if id(p) in slow], "peak_lr": self.config.lr_pretrained},
+            {"params": [p for p in model.parameters() if id(p) not in slow], "peak_lr": self.config.lr},
+        ]
+
+    @property
+    def progress(self) -> float:
+        """Share of the steps done, 0 … 1."""
+        return self.steps / self.config.steps
+
+    def segmenter(self) -> Segmenter:
+        """The running mean of the networks, ready to predict."""
+        return Segmenter(self.ema, self.network, self.data.classes, dtype=self.dtype)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the run depends on."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": self.random.get_state(),
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.random.set_state(state["random"])
+        self.steps = state["steps"]
+
+    def step(self) -> dict[str, Tensor]:
+        """Train on one batch; returns the losses and the ramp's value, scalars by name."""
+        a = ramp(self.config.ramp, self.progress, length=self.config.ramp_length)
+        images, masks = self._batch()
+        loss, values = self._losses(images, masks, a)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * learning_rate((self.steps + 1) / (self.config.steps + 1))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.steps += 1
+        half_life = min(self.config.ema_share * self.config.steps, 0.1 * self.steps)
+        ema_update(self.ema, self.model, 0.5 ** (1 / max(half_life, 1e-8)))
+        return {**values, "loss": loss.detach(), "a": torch.tensor(a)}
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        """Labelled images first, then unlabelled ones [n, 3, r, r] in −1 … 1; masks of the labelled ones."""
+        data, config = self.data, self.config
+        labelled = self._draw(data.images, config.labelled_batch)
+        images, masks = self.augment(
+            to_float(data.images[labelled].to(self.device)), data.masks[labelled].to(self.device), self.random
+        )
+        assert masks is not None
+        if config.unlabelled_batch and len(data.unlabelled):
+            more = to_float(data.unlabelled[self._draw(data.unlabelled, config.unlabelled_batch)].to(self.device))
+            images = torch.cat([images, self.augment(more, None, self.random)[0]])
+        return images.contiguous(memory_format=torch.channels_last), masks
+
+    def _draw(self, pool: Tensor, count: int) -> Tensor:
+        """Indices of `count` images: every image comes up before one comes up again within a batch."""
+        rounds = math.ceil(count / len(pool))
+        order = [torch.randperm(len(pool), generator=self.random, device=self.device) for _ in range(rounds)]
+        return torch.cat(order)[:count].cpu()
+
+    def _losses(self, images: Tensor, masks: Tensor, a: float) -> tuple[Tensor, dict[str, Tensor]]:
+        config, model = self.config, self.model
+        streams = model(images, segmented=len(masks), feature_grad=a, dtype=self.dtype)
+        colours, logits = streams.colours, streams.logits
+        valid = (masks < self.data.classes.num_classes).float()
+        target = interpolated_target(images[: len(masks)], masks, model.palette, a)
+        values = {
+            "image": (streams.reconstruction - images).square().mean(),
+            "perceptual": self.perceptual(streams.reconstruction, images),
+            "map": masked_mean((colours - target).square(), valid),
+            "classifier": masked_mean(part_cross_entropy(logits, masks, self.weights), valid),
+        }
+        loss = (
+            values["image"]
+            + config.perceptual_weight * values["perceptual"]
+            + values["map"]
+            + config.classifier_weight * values["classifier"]
+        )
+        if a > 0:
+            palette_logits = model.palette_logits(colours, TEMPERATURE)
+            values["colour"] = masked_mean(part_cross_entropy(palette_logits, masks, self.weights), valid)
+            loss = loss + a * config.colour_weight * values["colour"]
+        return loss, {name: value.detach() for name, value in values.items()}
+
+
+def finetune(
+    trainer: Finetuner,
+    folder: RunFolder,
+    stop_requested: Callable[[], bool],
+    validate: Callable[[Segmenter], dict[str, float]] | None = None,
+) -> None:
+    """Run a trainer to its last step, logging and saving its state on the way.
+
+    Args:
+        trainer: where to start from.
+        folder: where logs and states go.
+        stop_requested: tells whether to stop early.
+        validate: measures a segmenter; called whenever a state is saved.
+
+    Raises:
+        RunError: a loss isn't finite, or the disk is full.
+        Interrupted: a stop was requested; the state is saved.
+    """
+    config = trainer.config
+    means = Means()
+    with tqdm(total=config.steps, initial=trainer.steps, unit="step", mininterval=1.0) as bar:
+        started = time.monotonic()
+        while trainer.steps < config.steps:
+            means.add(trainer.step())
+            bar.update()
+            stopping, last = stop_requested(), trainer.steps == config.steps
+            if stopping or last or trainer.steps % config.log_steps == 0:
+                values = means.take()
+                check_finite(values, folder, "--precision fp32 or a smaller --lr")
+                values["s_per_step"] = (time.monotonic() - started) / max(bar.n - bar.initial, 1)
+                if validate is not None and (last or trainer.steps % config.save_steps == 0):
+                    values |= validate(trainer.segmenter())
+                folder.log(trainer.steps, values)
+                bar.set_postfix_str(f"loss {values['loss']:.3f}  a {values['a']:.2f}")
+            if stopping or last or trainer.steps % config.save_steps == 0:
+                folder.save_state(trainer.steps, trainer.state_dict())
+            if stopping and not last:
+                raise Interrupted(folder.path)

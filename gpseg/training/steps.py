@@ -1,0 +1,45 @@
+"""What every training loop does around its steps."""
+
+import torch
+from torch import Tensor
+
+from gpseg.errors import RunError
+from gpseg.training.run_folder import RunFolder
+
+
+class Means:
+    """Means of scalars over the steps since they were last taken, without waiting for the device in between."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Count in one step's scalars."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """The means, starting over."""
+        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return means
+
+
+def check_finite(values: dict[str, float], folder: RunFolder, remedy: str) -> None:
+    """Stop a run whose numbers have become meaningless.
+
+    Args:
+        values: losses by name.
+        folder: the run's folder.
+        remedy: options that may help, for the message.
+
+    Raises:
+        RunError: a value isn't finite; the message names it and the last good state.
+    """
+    bad = [name for name, value in values.items() if not torch.isfinite(torch.tensor(value))]
+    if bad:
+        good = folder.last_state()
+        rest = f"{good} is the last good state, continue it with --resume" if good else "no state was saved yet: start again"
+        raise RunError(f"{folder.path}: {', '.join(bad)} is not finite; {rest}, with {remedy}")
