@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,24 +34,6 @@ log = logging.getLogger(__name__)
 class FinetuneConfig:
     """Options of fine-tuning."""
 
-    data: Path | None = None
-    """Data-set folder: images/, masks/ (same stems, indexed PNG), and where present unlabelled/, classes.json,
-    splits.json. Default: the drawn faces that the package makes itself."""
-    generator: Path | None = None
-    """Checkpoint of gpseg.pretrain on the same class of images. Default: one is pre-trained first, see
-    --pretrain-kimg."""
-    pretrain_kimg: float = 20.0
-    """Thousands of images to pre-train a generator on where --generator gives none."""
-    out: Path | None = None
-    """Run folder; new or empty, unless --resume. Default: runs/train-<date>-<time>."""
-    resume: bool = False
-    """Continue the run in --out from its last state, with the same options."""
-    shots: int = 5
-    """Labelled images to train on."""
-    draw: int = 0
-    """Which of the data set's draws of labelled images to take."""
-    resolution: int | None = None
-    """Side of the images in training, a power of two; must be the generator's. Default: the generator's, or 64."""
     steps: int = 1000
     """Training steps."""
     labelled_batch: int = 8
@@ -81,8 +62,6 @@ class FinetuneConfig:
     """Start from the generator's weights; off is a control that starts from random ones."""
     precision: Precision = "auto"
     """Dtype of the feature maps; auto is bf16 where the device computes in it, else fp32."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1 …; auto is a GPU if there is one."""
     seed: int = 0
     """Seed of everything random; the same seed on the same machine gives the same run."""
     log_steps: int = 25
@@ -92,12 +71,11 @@ class FinetuneConfig:
 
     def check(self) -> None:
         """Raise InputError for values that can't work."""
-        for name in ("shots", "steps", "labelled_batch", "log_steps", "save_steps", "ema_share", "pretrain_kimg"):
+        for name in ("steps", "labelled_batch", "log_steps", "save_steps", "ema_share", "lr", "lr_pretrained"):
             if getattr(self, name) <= 0:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: give a number above 0")
-        for name in ("draw", "unlabelled_batch"):
-            if getattr(self, name) < 0:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: give 0 or more")
+        if self.unlabelled_batch < 0:
+            raise InputError(f"--unlabelled-batch {self.unlabelled_batch}: give 0 or more")
 
 
 @dataclass(frozen=True)
@@ -284,7 +262,7 @@ def finetune(
             stopping, last = stop_requested(), trainer.steps == config.steps
             if stopping or last or trainer.steps % config.log_steps == 0:
                 values = means.take()
-                check_finite(values, folder, "--precision fp32 or a smaller --lr")
+                check_finite(values, folder, "--precision fp32 or smaller --lr and --lr-pretrained")
                 values["s_per_step"] = (time.monotonic() - started) / max(bar.n - bar.initial, 1)
                 if validate is not None and (last or trainer.steps % config.save_steps == 0):
                     values |= validate(trainer.segmenter())

@@ -41,5 +41,5 @@ def check_finite(values: dict[str, float], folder: RunFolder, remedy: str) -> No
     bad = [name for name, value in values.items() if not torch.isfinite(torch.tensor(value))]
     if bad:
         good = folder.last_state()
-        rest = f"{good} is the last good state, continue it with --resume" if good else "no state was saved yet: start again"
-        raise RunError(f"{folder.path}: {', '.join(bad)} is not finite; {rest}, with {remedy}")
+        kept = f"{good} is the last good state" if good else "no state was saved yet"
+        raise RunError(f"{folder.path}: {', '.join(bad)} is not finite; {kept}; start again with {remedy}")

@@ -1,0 +1,315 @@
+"""The main job: from labelled and unlabelled images and a generator to a segmenter, its scores and a report."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from gpseg import data
+from gpseg.data import PartFolder
+from gpseg.errors import InputError
+from gpseg.evaluation.metrics import Score, majority_score, percent, score
+from gpseg.evaluation.pictures import training_report
+from gpseg.evaluation.report import write_report
+from gpseg.evaluation.rivals import train_unet
+from gpseg.models.checkpoint import load_generator
+from gpseg.models.segmenter import READOUTS, Segmenter
+from gpseg.training.device import choose_device, choose_dtype
+from gpseg.training.finetune import FinetuneConfig, Finetuner, TrainingSet, finetune
+from gpseg.training.pretrain import PretrainConfig, pretrain
+from gpseg.training.run_folder import RunFolder, stop_requests
+
+log = logging.getLogger(__name__)
+
+DEFAULT_RESOLUTION = 64
+DRAWN_LABELLED = 160
+DRAWN_UNLABELLED = 2000
+BATCH = 16
+
+_MAY_CHANGE = ("out", "resume", "device", "unet_steps")
+
+
+@dataclass
+class TrainConfig:
+    """Options of the main job."""
+
+    data: Path | None = None
+    """Data-set folder: images/, masks/ (same stems, indexed PNG), and where present unlabelled/, classes.json,
+    splits.json. Default: faces that the package draws itself, in runs/drawn-<resolution>."""
+    generator: Path | None = None
+    """Checkpoint of gpseg.pretrain on the same class of images. Default: one is pre-trained first, for
+    --pretrain-kimg, and kept for the next run on the same data."""
+    pretrain_kimg: float = 10.0
+    """Length of that pre-training in thousands of images. Ten are enough to try things; a good generator wants
+    hundreds, see gpseg.pretrain."""
+    out: Path | None = None
+    """Run folder; new or empty, unless --resume. Default: runs/train-<date>-<time>."""
+    resume: bool = False
+    """Continue the run in --out from its last state, with the same options."""
+    shots: int = 5
+    """Labelled images to train on."""
+    draw: int = 0
+    """Which of the data set's draws of labelled images to take."""
+    resolution: int | None = None
+    """Side of the images in training, a power of two; must be the generator's. Default: the generator's, or 64."""
+    unet_steps: int = 0
+    """Also train a U-Net from scratch on the same labels for so many steps, to compare with; 0: don't."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 …; auto is a GPU if there is one."""
+    tuning: FinetuneConfig = field(default_factory=FinetuneConfig)
+
+    def check(self) -> None:
+        """Raise InputError for values that can't work."""
+        self.tuning.check()
+        for name, least in (("shots", 1), ("draw", 0), ("unet_steps", 0)):
+            if getattr(self, name) < least:
+                raise InputError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: give {least} or more"
+                )
+        if self.pretrain_kimg <= 0:
+            raise InputError(f"--pretrain-kimg {self.pretrain_kimg}: give a number above 0")
+
+
+@dataclass(frozen=True)
+class Held:
+    """Labelled images that are scored on, not trained on.
+
+    Args:
+        stems: names, in order.
+        images: uint8 [N, 3, r, r].
+        masks: uint8 [N, r, r] of class ids and the ignore index.
+    """
+
+    stems: list[str]
+    images: Tensor
+    masks: Tensor
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ends with; scores are None where the data set holds no test images.
+
+    Args:
+        folder: the run folder.
+        readout: the default read-out.
+        readouts: test score by read-out.
+        floor: the majority mask's test score.
+        rivals: test scores of what was trained to compare with.
+    """
+
+    folder: Path
+    readout: str
+    readouts: dict[str, Score] | None
+    floor: Score | None
+    rivals: dict[str, Score]
+
+
+def train_segmenter(config: TrainConfig) -> Result:
+    """Do the main job.
+
+    Args:
+        config: the options.
+
+    Returns:
+        The scores; the run folder has segmenter.safetensors, results.json and report.html.
+
+    Raises:
+        InputError: options, data or checkpoints can't be used; nothing was written then.
+        RunError: a loss isn't finite, or the disk is full.
+        Interrupted: on Ctrl-C or SIGTERM, once the state is saved.
+    """
+    config.check()
+    device = choose_device(config.device)
+    if config.resume and config.out is not None and not (config.out / "config.json").exists():
+        raise InputError(f"{config.out}: no run to continue there; leave out --resume")
+    root = config.data or _drawn_data(config)
+    parts = PartFolder.open(root, config.tuning.seed, _splits_of(config))
+    stems = parts.few_shot(config.shots, config.draw)
+    parts.check([*stems, *parts.splits.val, *parts.splits.test])
+    path = config.generator or _pretrained(config, root)
+    dtype = choose_dtype(config.tuning.precision, device)
+    generator, discriminator, network, _ = load_generator(path, dtype)
+    resolution = network.img_resolution
+    if config.resolution not in (None, resolution):
+        raise InputError(
+            f"{path}: made for {resolution} px, not --resolution {config.resolution}; leave that out or pre-train"
+            f" with gpseg.pretrain --resolution {config.resolution}"
+        )
+    training = _training_set(parts, stems, resolution, config.tuning.unlabelled_batch > 0)
+    val, test = (_held(parts, names, resolution) for names in (parts.splits.val, parts.splits.test))
+    stored = dataclasses.asdict(config)
+    with (
+        RunFolder.open(
+            config.out, "train", stored, resume=config.resume, may_change=_MAY_CHANGE
+        ) as folder,
+        logging_redirect_tqdm(),
+        stop_requests() as stop_requested,
+    ):
+        parts.splits.save(folder.path / "splits.json")
+        parts.classes.save(folder.path / "classes.json")
+        torch.manual_seed(config.tuning.seed)
+        trainer = Finetuner(config.tuning, training, generator, discriminator, network, device)
+        if config.resume and (state := folder.load_state()) is not None:
+            trainer.load_state_dict(state)
+        log.info(
+            "%s: %d labelled and %d unlabelled images of %d px, %s on %s",
+            folder.path,
+            len(training.images),
+            len(training.unlabelled),
+            resolution,
+            str(dtype).removeprefix("torch."),
+            device,
+        )
+        started = time.monotonic()
+
+        def validate(segmenter: Segmenter) -> dict[str, float]:
+            return {f"val_{name}": s.miou for name, s in readout_scores(segmenter, val).items()}
+
+        finetune(trainer, folder, stop_requested, validate if val.stems else None)
+        segmenter = trainer.segmenter()
+        if val.stems:
+            on_val = readout_scores(segmenter, val)
+            segmenter.readout = max(READOUTS, key=lambda name: on_val[name].miou)
+        segmenter.save(folder.path / "segmenter.safetensors")
+        result = _result(config, folder, segmenter, training, test)
+        _write_results(result, folder, time.monotonic() - started)
+        report = training_report(result, folder, segmenter, training, test, stored)
+        write_report(folder.path / "report.html", report)
+        _say(result)
+    return result
+
+
+def readout_scores(segmenter: Segmenter, held: Held) -> dict[str, Score]:
+    """Score both read-outs on held-out images."""
+    predicted = predictions(segmenter, held.images)
+    return {name: score(masks, held.masks, segmenter.classes) for name, masks in predicted.items()}
+
+
+def predictions(segmenter: Segmenter, images: Tensor) -> dict[str, Tensor]:
+    """Masks uint8 [N, r, r] by read-out, of uint8 images [N, 3, r, r]."""
+    found: dict[str, list[Tensor]] = {name: [] for name in READOUTS}
+    for batch in images.split(BATCH):
+        for name, probabilities in segmenter.outputs(batch).probabilities.items():
+            found[name].append(probabilities.argmax(1).to(torch.uint8).cpu())
+    return {name: torch.cat(masks) for name, masks in found.items()}
+
+
+def _splits_of(config: TrainConfig) -> Path | None:
+    """The splits that the run to continue was started with."""
+    if not config.resume or config.out is None:
+        return None
+    path = config.out / "splits.json"
+    return path if path.exists() else None
+
+
+def _drawn_data(config: TrainConfig) -> Path:
+    resolution = config.resolution or DEFAULT_RESOLUTION
+    root = Path("runs") / f"drawn-{resolution}"
+    root.parent.mkdir(exist_ok=True)
+    return data.write_drawn(root, resolution, DRAWN_LABELLED, DRAWN_UNLABELLED)
+
+
+def _pretrained(config: TrainConfig, root: Path) -> Path:
+    """Pre-train a generator on the data's images, or find the one that an earlier run made of them."""
+    resolution = config.resolution or DEFAULT_RESOLUTION
+    out = Path("runs") / f"generator-{root.resolve().name}-{resolution}-{config.pretrain_kimg:g}kimg"
+    options = PretrainConfig(
+        data=root,
+        out=out,
+        resume=(out / "config.json").exists(),
+        resolution=resolution,
+        kimg=config.pretrain_kimg,
+        seed=config.tuning.seed,
+        device=config.device,
+        precision=config.tuning.precision,
+    )
+    finished = out / "generator.safetensors"
+    if options.resume and finished.exists() and _images_seen(finished) >= 1000 * config.pretrain_kimg:
+        log.info("%s: the generator of an earlier run", finished)
+        return finished
+    log.info("%s: no --generator given, pre-training one first; continue or reuse it later", out)
+    return pretrain(options)
+
+
+def _images_seen(path: Path) -> int:
+    _, _, _, config = load_generator(path)
+    return int(config.get("images_seen", 0))
+
+
+def _training_set(
+    parts: PartFolder, stems: list[str], resolution: int, unlabelled: bool
+) -> TrainingSet:
+    labelled = _held(parts, stems, resolution)
+    paths = parts.unlabelled_beside(stems) if unlabelled else []
+    more = data.load_images(paths, resolution) if paths else labelled.images[:0]
+    return TrainingSet(labelled.images, labelled.masks, more, parts.classes)
+
+
+def _held(parts: PartFolder, stems: list[str], resolution: int) -> Held:
+    if not stems:
+        empty = torch.empty(0, 3, resolution, resolution, dtype=torch.uint8)
+        return Held([], empty, empty[:, 0])
+    images = torch.stack([parts.image(stem, resolution) for stem in stems])
+    return Held(stems, images, torch.stack([parts.mask(stem, resolution) for stem in stems]))
+
+
+def _result(
+    config: TrainConfig, folder: RunFolder, segmenter: Segmenter, training: TrainingSet, test: Held
+) -> Result:
+    if not test.stems:
+        return Result(folder.path, segmenter.readout, None, None, {})
+    classes = training.classes
+    floor = majority_score(training.masks, test.masks, classes)
+    rivals = {}
+    if config.unet_steps:
+        unet = train_unet(
+            training.images,
+            training.masks,
+            classes,
+            steps=config.unet_steps,
+            seed=config.tuning.seed,
+            device=config.device,
+        )
+        masks = torch.cat(
+            [unet.probabilities(x).argmax(1).cpu() for x in test.images.split(BATCH)]
+        )
+        rivals["U-Net from scratch"] = score(masks, test.masks, classes)
+    scores = readout_scores(segmenter, test)
+    return Result(folder.path, segmenter.readout, scores, floor, rivals)
+
+
+def _write_results(result: Result, folder: RunFolder, seconds: float) -> None:
+    def plain(scores: Mapping[str, Score]) -> dict[str, Any]:
+        return {name: dataclasses.asdict(s) for name, s in scores.items()}
+
+    content: dict[str, Any] = {"readout": result.readout, "seconds": round(seconds, 1)}
+    if result.readouts is not None and result.floor is not None:
+        content |= {"test": plain({**result.readouts, "majority mask": result.floor, **result.rivals})}
+    folder.write_json("results.json", content)
+
+
+def _say(result: Result) -> None:
+    log.info("%s, %s", result.folder / "segmenter.safetensors", result.folder / "report.html")
+    if result.readouts is None or result.floor is None:
+        log.info("no test images in the data set: no score")
+        return
+    chosen = result.readouts[result.readout]
+    for name, value in chosen.per_class.items():
+        log.info("%16s  IoU %5s  floor %5s", name, percent(value), percent(result.floor.per_class[name]))
+    others = {**result.readouts, **result.rivals}
+    others.pop(result.readout)
+    rest = "".join(f", {name} {percent(s.miou)}" for name, s in others.items())
+    log.info(
+        "test mIoU %s (%s read-out), majority mask %s%s",
+        percent(chosen.miou),
+        result.readout,
+        percent(result.floor.miou),
+        rest,
+    )
