@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -41,13 +42,23 @@ class PairAugment:
     swap_table: Tensor | None = field(default=None, compare=False)
     ignore_index: int = 255
 
+    @overload
+    def __call__(
+        self, images: Tensor, masks: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def __call__(
+        self, images: Tensor, masks: None, generator: torch.Generator
+    ) -> tuple[Tensor, None]: ...
+
     def __call__(
         self, images: Tensor, masks: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Tensor | None]:
         """Augment a batch, each image in its own way.
 
         Args:
-            images: floating, [N, 3, H, W] in -1..1.
+            images: floating, [N, 3, H, W] in -1..1, N at least 1.
             masks: integer, [N, H, W], or None.
             generator: source of randomness; its state alone decides the outcome.
 
@@ -126,14 +137,14 @@ def diff_augment(
     Brightness, saturation and contrast; a shift by whole pixels; a blanked square.
 
     Args:
-        images: floating, [N, C, H, W] in -1..1; may leave that range.
+        images: floating, [N, C, H, W] in -1..1, N at least 1.
         generator: source of randomness; its state alone decides the outcome.
         color: change the colours.
         translation: largest shift as a share of the side, 0..1.
         cutout: side of the blanked square as a share of the image's, 0..1.
 
     Returns:
-        [N, C, H, W]; what is shifted in or blanked is 0.
+        [N, C, H, W], which may go beyond -1..1; what is shifted in or blanked is 0.
 
     Source:
         The policies of Zhao et al., Differentiable Augmentation for Data-Efficient GAN Training,
@@ -165,7 +176,7 @@ def _translated(images: Tensor, shares: Tensor) -> Tensor:
         F.pad(image, (right, -right, down, -down))
         for image, (down, right) in zip(images, shifts, strict=True)
     ]
-    return torch.stack(moved) if moved else images
+    return torch.stack(moved)
 
 
 def _outside_square(places: Tensor, share: float, height: int, width: int) -> Tensor:

@@ -265,7 +265,7 @@ def fit_square(image: Image.Image, resolution: int) -> tuple[Tensor, Placement]:
     size = (placement.fitted_width, placement.fitted_height)
     if image.size != size:
         shrinks = image.width > size[0] or image.height > size[1]
-        # Hamming spans exactly the source pixels it averages: no aliasing and no ringing.
+        # Hamming averages with little aliasing and, unlike the sharper filters, no ringing.
         sampling = Image.Resampling.HAMMING if shrinks else Image.Resampling.BICUBIC
         image = image.resize(size, sampling, reducing_gap=3.0)
     pixels = np.asarray(image)
