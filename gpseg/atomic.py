@@ -35,7 +35,9 @@ def replacing(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         if is_disk_full(error):
-            raise RunError(f"{path}: the disk is full; free some space and continue with --resume") from error
+            raise RunError(
+                f"{path}: the disk is full; free some space and continue with --resume"
+            ) from error
         raise
 
 

@@ -53,7 +53,12 @@ def run(
     except OSError as error:
         if not is_disk_full(error):
             raise
-        sys.exit(_fail(f"error: {error.filename or 'write'}: the disk is full; free some space", RunError.exit_code))
+        sys.exit(
+            _fail(
+                f"error: {error.filename or 'write'}: the disk is full; free some space",
+                RunError.exit_code,
+            )
+        )
     sys.exit(0)
 
 

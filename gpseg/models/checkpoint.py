@@ -28,7 +28,9 @@ _WRITTEN_BY = {
 }
 
 
-def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], stage: str, config: Mapping[str, Any]) -> None:
+def save_checkpoint(
+    path: Path, tensors: Mapping[str, Tensor], stage: str, config: Mapping[str, Any]
+) -> None:
     """Write a checkpoint; the file is whole or not there, and an older one stays until then.
 
     Args:
@@ -66,7 +68,9 @@ def load_checkpoint(path: Path, stage: str) -> tuple[dict[str, Tensor], dict[str
             metadata = file.metadata() or {}
             found = metadata.get("stage")
             if found is None:
-                raise InputError(f"{path}: no gpseg checkpoint (it names no stage); give one that {_writer(stage)} wrote")
+                raise InputError(
+                    f"{path}: no gpseg checkpoint (it names no stage); give one that {_writer(stage)} wrote"
+                )
             if found != stage:
                 raise InputError(
                     f'{path}: a checkpoint of stage "{found}", "{stage}" is needed; give one that {_writer(stage)} wrote'
@@ -74,7 +78,9 @@ def load_checkpoint(path: Path, stage: str) -> tuple[dict[str, Tensor], dict[str
             config = json.loads(metadata["config"])
             return {name: file.get_tensor(name) for name in file.keys()}, config  # noqa: SIM118
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: damaged or no checkpoint ({error}); copy it again or train anew") from error
+        raise InputError(
+            f"{path}: damaged or no checkpoint ({error}); copy it again or train anew"
+        ) from error
 
 
 def _writer(stage: str) -> str:
@@ -101,7 +107,9 @@ def save_generator(
         RunError: if the disk is full.
     """
     tensors = {f"generator.{name}": tensor for name, tensor in generator.state_dict().items()}
-    tensors |= {f"discriminator.{name}": tensor for name, tensor in discriminator.state_dict().items()}
+    tensors |= {
+        f"discriminator.{name}": tensor for name, tensor in discriminator.state_dict().items()
+    }
     save_checkpoint(path, tensors, GENERATOR_STAGE, {"network": asdict(network), **(extra or {})})
 
 
@@ -124,7 +132,9 @@ def load_generator(
     try:
         network = NetworkConfig(**config["network"])
     except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: its configuration can't be read ({error}); train anew with this version") from error
+        raise InputError(
+            f"{path}: its configuration can't be read ({error}); train anew with this version"
+        ) from error
     generator = network.generator(dtype)
     discriminator = network.discriminator(dtype)
     load_weights(generator, tensors, "generator.", path)
@@ -144,7 +154,11 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, 
     Raises:
         InputError: if names or shapes don't fit.
     """
-    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    own = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
     try:
         module.load_state_dict(own)
     except RuntimeError as error:

@@ -45,14 +45,20 @@ def block_resolutions(img_resolution: int) -> list[int]:
     Raises:
         InputError: if the resolution is not such a power of two.
     """
-    if not MIN_RESOLUTION <= img_resolution <= MAX_RESOLUTION or img_resolution & (img_resolution - 1):
-        raise InputError(f"resolution {img_resolution}: give a power of two from {MIN_RESOLUTION} to {MAX_RESOLUTION}")
+    if not MIN_RESOLUTION <= img_resolution <= MAX_RESOLUTION or img_resolution & (
+        img_resolution - 1
+    ):
+        raise InputError(
+            f"resolution {img_resolution}: give a power of two from {MIN_RESOLUTION} to {MAX_RESOLUTION}"
+        )
     return [2**i for i in range(2, img_resolution.bit_length())]
 
 
 def _require_unconditional(c_dim: int) -> None:
     if c_dim != 0:
-        raise InputError(f"c_dim={c_dim}: class-conditional networks are not supported; use an unconditional one")
+        raise InputError(
+            f"c_dim={c_dim}: class-conditional networks are not supported; use an unconditional one"
+        )
 
 
 class MappingNetwork(nn.Module):
@@ -166,10 +172,14 @@ class SynthesisLayer(nn.Module):
         self.noise_strength = nn.Parameter(torch.zeros([]))
         self.register_buffer("noise_const", torch.randn(resolution, resolution))
         self.register_buffer(
-            "resample_filter", ops.setup_filter(RESAMPLE_FILTER, separable=True) if up > 1 else None, persistent=False
+            "resample_filter",
+            ops.setup_filter(RESAMPLE_FILTER, separable=True) if up > 1 else None,
+            persistent=False,
         )
 
-    def forward(self, x: Tensor, w: Tensor, *, noise_mode: NoiseMode = "random", gain: float = 1.0) -> Tensor:
+    def forward(
+        self, x: Tensor, w: Tensor, *, noise_mode: NoiseMode = "random", gain: float = 1.0
+    ) -> Tensor:
         """Apply the layer.
 
         Args:
@@ -258,14 +268,18 @@ class SynthesisBlock(nn.Module):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.resolution = resolution
-        self.register_buffer("resample_filter", ops.setup_filter(RESAMPLE_FILTER, separable=True), persistent=False)
+        self.register_buffer(
+            "resample_filter", ops.setup_filter(RESAMPLE_FILTER, separable=True), persistent=False
+        )
         if in_channels == 0:
             self.const = nn.Parameter(torch.randn(out_channels, resolution, resolution))
         else:
             self.conv0 = SynthesisLayer(
                 in_channels, out_channels, w_dim, resolution, up=2, conv_clamp=conv_clamp
             )
-        self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution, conv_clamp=conv_clamp)
+        self.conv1 = SynthesisLayer(
+            out_channels, out_channels, w_dim, resolution, conv_clamp=conv_clamp
+        )
         self.torgb = ToRGB(out_channels, img_channels, w_dim, conv_clamp=conv_clamp)
         self.num_conv = 1 if in_channels == 0 else 2
 
@@ -473,7 +487,8 @@ class Generator(nn.Module):
             The images, about −1 … 1.
         """
         ws = self.mapping(z, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff)
-        return self.synthesis(ws, noise_mode=noise_mode, dtype=dtype)
+        images: Tensor = self.synthesis(ws, noise_mode=noise_mode, dtype=dtype)
+        return images
 
 
 def mix_styles(ws: Tensor, other: Tensor, first: int) -> Tensor:
@@ -501,25 +516,36 @@ class DiscriminatorBlock(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, img_channels: int = 0, conv_clamp: float | None = None
+        self,
+        in_channels: int,
+        out_channels: int,
+        img_channels: int = 0,
+        conv_clamp: float | None = None,
     ) -> None:
         super().__init__()
         if img_channels:
-            self.fromrgb = Conv2d(img_channels, in_channels, 1, activation="lrelu", clamp=conv_clamp)
+            self.fromrgb = Conv2d(
+                img_channels, in_channels, 1, activation="lrelu", clamp=conv_clamp
+            )
         self.conv0 = Conv2d(in_channels, in_channels, 3, activation="lrelu", clamp=conv_clamp)
-        self.conv1 = Conv2d(in_channels, out_channels, 3, activation="lrelu", down=2, clamp=conv_clamp)
+        self.conv1 = Conv2d(
+            in_channels, out_channels, 3, activation="lrelu", down=2, clamp=conv_clamp
+        )
         self.skip = Conv2d(in_channels, out_channels, 1, bias=False, down=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map features [N, in_channels, r, r] to [N, out_channels, r/2, r/2]."""
-        y = self.skip(x, gain=math.sqrt(0.5))
-        return y + self.conv1(self.conv0(x), gain=math.sqrt(0.5))
+        skip: Tensor = self.skip(x, gain=math.sqrt(0.5))
+        residual: Tensor = self.conv1(self.conv0(x), gain=math.sqrt(0.5))
+        return skip + residual
 
 
 class DiscriminatorEpilogue(nn.Module):
     """From 4×4 features to one number an image."""
 
-    def __init__(self, in_channels: int, mbstd_group_size: int, conv_clamp: float | None = None) -> None:
+    def __init__(
+        self, in_channels: int, mbstd_group_size: int, conv_clamp: float | None = None
+    ) -> None:
         super().__init__()
         self.mbstd = MinibatchStd(mbstd_group_size)
         self.conv = Conv2d(in_channels + 1, in_channels, 3, activation="lrelu", clamp=conv_clamp)
@@ -529,7 +555,8 @@ class DiscriminatorEpilogue(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map features [N, in_channels, 4, 4] to logits [N, 1], in float32."""
         x = self.conv(self.mbstd(x.float()))
-        return self.out(self.fc(x.flatten(1)))
+        logits: Tensor = self.out(self.fc(x.flatten(1)))
+        return logits
 
 
 class Discriminator(nn.Module):
@@ -573,6 +600,12 @@ class Discriminator(nn.Module):
             self.add_module(f"b{r}", block)
         self.b4 = DiscriminatorEpilogue(self.channels[4], mbstd_group_size, conv_clamp)
 
+    def block(self, resolution: int) -> DiscriminatorBlock:
+        """The residual block of a resolution above 4."""
+        block = self.get_submodule(f"b{resolution}")
+        assert isinstance(block, DiscriminatorBlock)
+        return block
+
     def features(self, img: Tensor, *, dtype: torch.dtype | None = None) -> dict[int, Tensor]:
         """Feature maps of every resolution, from the images' own down to 4.
 
@@ -591,7 +624,7 @@ class Discriminator(nn.Module):
         x = img.to(dtype or self.dtype, memory_format=torch.channels_last)
         features: dict[int, Tensor] = {}
         for r in self.resolutions[:-1]:
-            block = self.get_submodule(f"b{r}")
+            block = self.block(r)
             if r == self.img_resolution:
                 x = block.fromrgb(x)
                 features[r] = x
@@ -601,7 +634,8 @@ class Discriminator(nn.Module):
 
     def forward(self, img: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
         """Logits [N, 1] (float32) of images [N, img_channels, r, r]; larger means more real."""
-        return self.b4(self.features(img, dtype=dtype)[4])
+        logits: Tensor = self.b4(self.features(img, dtype=dtype)[4])
+        return logits
 
 
 def ema_copy(model: Model) -> Model:
@@ -618,7 +652,7 @@ def ema_update(ema: nn.Module, model: nn.Module, beta: float) -> None:
         model: the model in training.
         beta: share of the old mean, 0 … 1.
     """
-    averages = list(ema.parameters())
+    averages: list[Tensor] = list(ema.parameters())
     torch._foreach_lerp_(averages, [p.detach() for p in model.parameters()], 1 - beta)
     for average, buffer in zip(ema.buffers(), model.buffers(), strict=True):
         average.copy_(buffer)

@@ -45,7 +45,11 @@ class FullyConnected(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to `x` [N, in_features]; returns [N, out_features] in x's dtype."""
         weight = (self.weight * self.weight_gain).to(x.dtype)
-        bias = (self.bias * self.bias_gain).to(x.dtype) if self.bias_gain != 1 else self.bias.to(x.dtype)
+        bias = (
+            (self.bias * self.bias_gain).to(x.dtype)
+            if self.bias_gain != 1
+            else self.bias.to(x.dtype)
+        )
         if self.activation == "linear":
             return torch.addmm(bias, x, weight.t())
         return ops.bias_act(x @ weight.t(), bias, act=self.activation)
@@ -91,7 +95,9 @@ class Conv2d(nn.Module):
         self.act_gain = math.sqrt(2) if activation in ("relu", "lrelu", "swish") else 1.0
         resamples = up > 1 or down > 1
         self.register_buffer(
-            "resample_filter", ops.setup_filter(RESAMPLE_FILTER, separable=True) if resamples else None, persistent=False
+            "resample_filter",
+            ops.setup_filter(RESAMPLE_FILTER, separable=True) if resamples else None,
+            persistent=False,
         )
 
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
@@ -145,7 +151,7 @@ class MinibatchStd(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` [N, C, H, W] to [N, C + num_channels, H, W]."""
-        n, c, h, w = x.shape
+        n, _, h, w = x.shape
         group = next((g for g in range(min(self.group_size, n), 0, -1) if n % g == 0), 1)
         # [groups, members, statistics, everything that goes into one statistic]
         y = x.float().reshape(n // group, group, self.num_channels, -1)

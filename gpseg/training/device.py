@@ -27,7 +27,9 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f'device "{name}": not usable here ({str(error).splitlines()[0]}); give cpu or auto') from error
+        raise InputError(
+            f'device "{name}": not usable here ({str(error).splitlines()[0]}); give cpu or auto'
+        ) from error
     return device
 
 

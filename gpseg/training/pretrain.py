@@ -15,12 +15,13 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gpseg import data
-from gpseg.errors import InputError, RunError
+from gpseg.errors import InputError
 from gpseg.models.checkpoint import save_generator
 from gpseg.models.stylegan2 import NetworkConfig, ema_copy, ema_update, mix_styles
 from gpseg.training.device import Precision, choose_device, choose_dtype
 from gpseg.training.losses import discriminator_loss, generator_loss, r1_penalty
 from gpseg.training.run_folder import Interrupted, RunFolder, stop_requests
+from gpseg.training.steps import Means, check_finite
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ BETAS = (0.0, 0.99)
 MBSTD_GROUP = 4
 GRID = 8
 
+_NAN_REMEDY = "--precision fp32, a larger --r1-gamma or smaller learning rates"
 _MAY_CHANGE = ("out", "resume", "kimg", "device", "log_kimg", "snapshot_kimg")
 
 
@@ -100,11 +102,23 @@ class PretrainConfig:
         """Raise InputError for values that can't work."""
         if self.batch < 1 or self.batch % MBSTD_GROUP:
             raise InputError(f"--batch {self.batch}: give a multiple of {MBSTD_GROUP}")
-        for name in ("kimg", "log_kimg", "snapshot_kimg", "r1_interval", "z_dim", "mapping_layers", "channel_max"):
+        for name in (
+            "kimg",
+            "log_kimg",
+            "snapshot_kimg",
+            "r1_interval",
+            "z_dim",
+            "mapping_layers",
+            "channel_max",
+        ):
             if getattr(self, name) <= 0:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: give a number above 0")
+                raise InputError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: give a number above 0"
+                )
         if self.channel_base is not None and self.channel_base < self.resolution:
-            raise InputError(f"--channel-base {self.channel_base}: give at least the resolution, {self.resolution}")
+            raise InputError(
+                f"--channel-base {self.channel_base}: give at least the resolution, {self.resolution}"
+            )
 
 
 def pretrain(config: PretrainConfig, images: Tensor | None = None) -> Path:
@@ -134,7 +148,9 @@ def pretrain(config: PretrainConfig, images: Tensor | None = None) -> Path:
     images = images.to(device)
     stored = dataclasses.asdict(config)
     with (
-        RunFolder.open(config.out, "pretrain", stored, resume=config.resume, may_change=_MAY_CHANGE) as folder,
+        RunFolder.open(
+            config.out, "pretrain", stored, resume=config.resume, may_change=_MAY_CHANGE
+        ) as folder,
         logging_redirect_tqdm(),
         stop_requests() as stop_requested,
     ):
@@ -181,7 +197,9 @@ class Trainer:
         device: where they live.
     """
 
-    def __init__(self, config: PretrainConfig, network: NetworkConfig, device: torch.device) -> None:
+    def __init__(
+        self, config: PretrainConfig, network: NetworkConfig, device: torch.device
+    ) -> None:
         self.config = config
         self.network = network
         self.device = device
@@ -205,7 +223,11 @@ class Trainer:
         """All that the rest of the run depends on."""
         state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts().items()}
         state |= {"seen": self.seen, "steps": self.steps}
-        state |= {"rng": torch.get_rng_state(), "sampling": self.sampling.get_state(), "random": self.random.get_state()}
+        state |= {
+            "rng": torch.get_rng_state(),
+            "sampling": self.sampling.get_state(),
+            "random": self.random.get_state(),
+        }
         if self.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
         return state
@@ -243,7 +265,9 @@ class Trainer:
         self.seen += self.config.batch
         self.steps += 1
         ramped = min(self.config.ema_kimg * 1000, 0.05 * self.seen)
-        ema_update(self.generator_ema, self.generator, 0.5 ** (self.config.batch / max(ramped, 1e-8)))
+        ema_update(
+            self.generator_ema, self.generator, 0.5 ** (self.config.batch / max(ramped, 1e-8))
+        )
         return values
 
     def _draw(self, images: Tensor) -> Tensor:
@@ -296,10 +320,14 @@ class Trainer:
     @torch.no_grad()
     def samples(self, truncation_psi: float) -> Tensor:
         """Images [GRID², 3, r, r] of the running mean, for the same latents and noise every time."""
-        latents = torch.randn(GRID**2, self.config.z_dim, generator=torch.Generator().manual_seed(self.config.seed))
+        latents = torch.randn(
+            GRID**2, self.config.z_dim, generator=torch.Generator().manual_seed(self.config.seed)
+        )
         return torch.cat(
             [
-                self.generator_ema(z.to(self.device), truncation_psi=truncation_psi, noise_mode="const")
+                self.generator_ema(
+                    z.to(self.device), truncation_psi=truncation_psi, noise_mode="const"
+                )
                 for z in latents.split(self.config.batch)
             ]
         )
@@ -316,29 +344,40 @@ def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
-def _train(trainer: Trainer, images: Tensor, folder: RunFolder, stop_requested: Callable[[], bool]) -> None:
+def _train(
+    trainer: Trainer, images: Tensor, folder: RunFolder, stop_requested: Callable[[], bool]
+) -> None:
     config = trainer.config
     total = round(config.kimg * 1000)
     means = Means()
     next_log = trainer.seen + config.log_kimg * 1000
     next_snapshot = trainer.seen + config.snapshot_kimg * 1000
     started, begun_at = time.monotonic(), trainer.seen
-    with tqdm(total=total, initial=trainer.seen, unit="img", unit_scale=True, mininterval=1.0) as bar:
+    with tqdm(
+        total=total, initial=trainer.seen, unit="img", unit_scale=True, mininterval=1.0
+    ) as bar:
         while trainer.seen < total:
             means.add(trainer.step(images))
             bar.update(config.batch)
             stopping = stop_requested()
             if stopping or trainer.seen >= min(next_log, next_snapshot, total):
                 values = means.take()
-                _check_finite(values, folder)
+                check_finite(values, folder, _NAN_REMEDY)
             if trainer.seen >= next_log:
                 elapsed = time.monotonic() - started
-                values |= {"s_per_kimg": 1000 * elapsed / (trainer.seen - begun_at), "memory_gib": _memory(trainer.device)}
+                values |= {
+                    "s_per_kimg": 1000 * elapsed / (trainer.seen - begun_at),
+                    "memory_gib": _memory(trainer.device),
+                }
                 started, begun_at = time.monotonic(), trainer.seen
                 next_log += config.log_kimg * 1000
                 folder.log(trainer.seen, values)
                 bar.set_postfix_str(f"{values['s_per_kimg']:.1f} s/kimg")
-                log.info("%.1f kimg  %s", trainer.seen / 1000, "  ".join(f"{k} {v:.3g}" for k, v in values.items()))
+                log.info(
+                    "%.1f kimg  %s",
+                    trainer.seen / 1000,
+                    "  ".join(f"{k} {v:.3g}" for k, v in values.items()),
+                )
             if stopping:
                 folder.save_state(trainer.seen, trainer.state_dict())
                 raise Interrupted(folder.path)
@@ -357,34 +396,6 @@ def _snapshot(trainer: Trainer, folder: RunFolder) -> Path:
     return path
 
 
-def _check_finite(values: dict[str, float], folder: RunFolder) -> None:
-    bad = [name for name, value in values.items() if not torch.isfinite(torch.tensor(value))]
-    if bad:
-        states = sorted((folder.path / "checkpoints").glob("state-*.pt"))
-        good = f"{states[-1]} is the last good state, continue it with --resume" if states else "no state was saved yet"
-        raise RunError(f"{folder.path}: {', '.join(bad)} is not finite; {good}, with --precision fp32 or a larger --r1-gamma")
-
-
-class Means:
-    """Means of scalars over the steps since they were last taken, without waiting for the device in between."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, values: dict[str, Tensor]) -> None:
-        """Count in one step's scalars."""
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0) + value
-            self._counts[name] = self._counts.get(name, 0) + 1
-
-    def take(self) -> dict[str, float]:
-        """The means, starting over."""
-        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
-        self._sums, self._counts = {}, {}
-        return means
-
-
 def image_grid(images: Tensor) -> Tensor:
     """Tile images into one picture, `GRID` a row.
 
@@ -400,7 +411,11 @@ def image_grid(images: Tensor) -> Tensor:
     pixels = (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
     canvas = pixels.new_zeros(rows * columns, c, h, w)
     canvas[:n] = pixels
-    return canvas.reshape(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)
+    return (
+        canvas.reshape(rows, columns, c, h, w)
+        .permute(2, 0, 3, 1, 4)
+        .reshape(c, rows * h, columns * w)
+    )
 
 
 def _memory(device: torch.device) -> float:

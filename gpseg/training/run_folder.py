@@ -99,7 +99,9 @@ class RunFolder:
                         "give the same option, or start a new run without --resume"
                     )
         elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(f"{path}: already there and not empty; continue it with --resume or give another --out")
+            raise InputError(
+                f"{path}: already there and not empty; continue it with --resume or give another --out"
+            )
         try:
             for name in ("checkpoints", "samples"):
                 (path / name).mkdir(parents=True, exist_ok=True)
@@ -113,7 +115,9 @@ class RunFolder:
         try:
             config = json.loads(file.read_text())
         except FileNotFoundError as error:
-            raise InputError(f"{self.path}: no run to continue there; leave out --resume") from error
+            raise InputError(
+                f"{self.path}: no run to continue there; leave out --resume"
+            ) from error
         except json.JSONDecodeError as error:
             raise InputError(f"{file}: can't be read ({error}); start a new run") from error
         assert isinstance(config, dict)
@@ -133,7 +137,9 @@ class RunFolder:
             step: training step.
         """
         with replacing(self.path / "samples" / f"{step:08d}-{name}.png") as temporary:
-            Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).save(temporary, format="PNG")
+            Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).save(
+                temporary, format="PNG"
+            )
         self._tensorboard().add_image(name, image.cpu(), step)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -153,7 +159,9 @@ class RunFolder:
                 self._tensorboard().add_scalar(name, value, step)
         except OSError as error:
             if is_disk_full(error):
-                raise RunError(f"{self.path}: the disk is full; free some space and continue with --resume") from error
+                raise RunError(
+                    f"{self.path}: the disk is full; free some space and continue with --resume"
+                ) from error
             raise
 
     def metrics(self) -> list[dict[str, float]]:
@@ -192,14 +200,16 @@ class RunFolder:
         states = self._states()
         for file in reversed(states):
             try:
-                state = torch.load(file, map_location="cpu", weights_only=True)
+                state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
             except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
                 log.warning("%s: can't be read (%s), trying the one before", file, error)
                 continue
             self._rewind(state["step"])
             return state
         if states:
-            raise InputError(f"{states[-1]}: neither this state nor the one before can be read; start a new run")
+            raise InputError(
+                f"{states[-1]}: neither this state nor the one before can be read; start a new run"
+            )
         self._rewind(0)
         return None
 
