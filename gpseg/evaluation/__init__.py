@@ -1,0 +1,1 @@
+"""Scores, the rivals to beat, reports, and masks for new images."""

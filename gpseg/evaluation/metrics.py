@@ -1,0 +1,91 @@
+"""mIoU, and the floor that a score must be read beside."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from gpseg.data import Classes
+from gpseg.errors import InputError
+
+
+@dataclass(frozen=True)
+class Score:
+    """Intersection over union, pooled over a set of images.
+
+    Args:
+        miou: mean over the classes that occur, background included, 0..1; nan if nothing is
+            labelled.
+        per_class: 0..1 by class name; nan for a class that is neither predicted nor there.
+    """
+
+    miou: float
+    per_class: dict[str, float]
+
+
+def score(predicted: Tensor, target: Tensor, classes: Classes) -> Score:
+    """Score predicted masks: each class's intersection and union are summed over all images first.
+
+    Args:
+        predicted: class ids [N, H, W], integer.
+        target: class ids and `classes.ignore_index` [N, H, W], integer; ignored pixels don't count.
+        classes: the classes.
+
+    Returns:
+        The score.
+
+    Raises:
+        InputError: if the shapes differ.
+    """
+    if predicted.shape != target.shape:
+        raise InputError(
+            f"predicted masks {list(predicted.shape)} and target masks {list(target.shape)} "
+            "differ in shape; fit both to the same square"
+        )
+    confusion = multiclass_confusion_matrix(
+        predicted.long(), target.long(), classes.num_classes, ignore_index=classes.ignore_index
+    )
+    intersection = confusion.diagonal().double()
+    union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
+    iou = intersection / union  # 0 / 0 is nan
+    return Score(iou.nanmean().item(), dict(zip(classes.names, iou.tolist(), strict=True)))
+
+
+def majority_mask(masks: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:
+    """Let the training masks vote on every pixel.
+
+    Args:
+        masks: class ids and `ignore_index` [k, H, W], integer.
+        num_classes: number of classes, background included.
+        ignore_index: id of pixels that don't vote.
+
+    Returns:
+        uint8 [H, W]: the id with the most votes, the lowest on a tie, 0 where nobody votes.
+    """
+    ids = torch.arange(num_classes, device=masks.device)
+    votes = torch.stack([((masks == i) & (masks != ignore_index)).sum(0) for i in ids])
+    # argmax may return any of several equal votes, so the tie is broken in the votes themselves.
+    ranked = votes * num_classes - ids[:, None, None]
+    return ranked.argmax(0).to(torch.uint8)
+
+
+def majority_score(masks: Tensor, target: Tensor, classes: Classes) -> Score:
+    """Score the floor: every image predicted by the majority of the training masks, unseen.
+
+    Args:
+        masks: training masks [k, H, W], integer.
+        target: test masks [N, H, W], integer.
+        classes: the classes.
+
+    Returns:
+        The score.
+    """
+    majority = majority_mask(masks, classes.num_classes, classes.ignore_index)
+    return score(majority.expand_as(target), target, classes)
+
+
+def percent(value: float) -> str:
+    """Write an IoU for reading: in percent with one decimal, "-" for nan."""
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
