@@ -39,7 +39,9 @@ class Encoder(nn.Module):
             {str(r): Conv2d(c, c, 3, activation="lrelu") for r, c in self.trunk.channels.items()}
         )
 
-    def forward(self, images: Tensor, *, dtype: torch.dtype | None = None) -> tuple[Tensor, dict[int, Tensor]]:
+    def forward(
+        self, images: Tensor, *, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, dict[int, Tensor]]:
         """Encode images.
 
         Args:

@@ -148,7 +148,11 @@ class Segmenter:
                 f"{path}: its configuration can't be read ({error}); train anew with this version"
             ) from error
         model = TwoStream(
-            network.generator(), network.discriminator(), network, classes.num_classes, crossing=crossing
+            network.generator(),
+            network.discriminator(),
+            network,
+            classes.num_classes,
+            crossing=crossing,
         )
         load_weights(model, tensors, "", path)
         return cls(model.to(device), network, classes, readout, dtype)

@@ -26,14 +26,20 @@ from gpseg.nn import Conv2d, ZeroProjection
 
 
 def far_apart_palette(num_classes: int) -> Tensor:
-    """Colours [K, 3] in −1 … 1, each in turn as far from those before as a grid of 5 levels allows; first is black."""
-    grid = torch.tensor(list(product(torch.linspace(-1, 1, 5).tolist(), repeat=3)))
-    chosen = [0]
-    nearest = torch.cdist(grid, grid[:1]).squeeze(1)
+    """Colours [K, 3] in −1 … 1: black, then each as far from those before as possible.
+
+    Corners of the colour cube come first, then a grid of 5 levels; up to 125 classes.
+    """
+    corners, grid = (
+        torch.tensor(list(product(torch.linspace(-1, 1, levels).tolist(), repeat=3)))
+        for levels in (2, 5)
+    )
+    chosen = corners[:1]
     while len(chosen) < num_classes:
-        chosen.append(int(nearest.argmax()))
-        nearest = torch.minimum(nearest, torch.cdist(grid, grid[chosen[-1:]]).squeeze(1))
-    return grid[chosen]
+        candidates = corners if len(chosen) < len(corners) else grid
+        nearest = torch.cdist(candidates, chosen).amin(1)
+        chosen = torch.cat([chosen, candidates[nearest.argmax()][None]])
+    return chosen
 
 
 @dataclass(frozen=True)

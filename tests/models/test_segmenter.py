@@ -1,0 +1,71 @@
+"""Segmenters on disk, and what is said of files that are none."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpseg.data import Classes, PartClass
+from gpseg.errors import InputError
+from gpseg.models.checkpoint import save_generator
+from gpseg.models.segmenter import READOUTS, Segmenter, to_float, to_uint8
+from gpseg.models.stylegan2 import NetworkConfig
+from gpseg.models.two_stream import TwoStream
+
+NETWORK = NetworkConfig(
+    16, z_dim=8, w_dim=8, channel_base=128, channel_max=8, mapping_layers=2
+)
+CLASSES = Classes(
+    (PartClass(0, "background", (0, 0, 0)), PartClass(1, "part", (255, 0, 0))), swap=()
+)
+
+
+def make(crossing: bool = True) -> Segmenter:
+    torch.manual_seed(0)
+    model = TwoStream(
+        NETWORK.generator(), NETWORK.discriminator(), NETWORK, 2, crossing=crossing
+    )
+    return Segmenter(model, NETWORK, CLASSES, readout="palette")
+
+
+def images() -> torch.Tensor:
+    return torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("crossing", [True, False])
+def test_round_trip(tmp_path: Path, crossing: bool) -> None:
+    segmenter, x = make(crossing), images()
+    segmenter.save(tmp_path / "s.safetensors")
+    loaded = Segmenter.load(tmp_path / "s.safetensors")
+    assert loaded.classes == CLASSES
+    assert loaded.readout == "palette"
+    assert loaded.resolution == 16
+    for readout in READOUTS:
+        got = loaded.probabilities(x, readout)
+        torch.testing.assert_close(got, segmenter.probabilities(x, readout))
+        torch.testing.assert_close(got.sum(1), torch.ones(2, 16, 16))
+
+
+def test_unknown_readout() -> None:
+    with pytest.raises(InputError, match="palette, classifier"):
+        make().probabilities(images(), "nearest")
+
+
+def test_generator_is_not_a_segmenter(tmp_path: Path) -> None:
+    path = tmp_path / "generator.safetensors"
+    save_generator(path, NETWORK.generator(), NETWORK.discriminator(), NETWORK)
+    with pytest.raises(InputError, match="generator-pretraining.*segmenter"):
+        Segmenter.load(path)
+
+
+def test_truncated(tmp_path: Path) -> None:
+    path = tmp_path / "s.safetensors"
+    make().save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"s\.safetensors"):
+        Segmenter.load(path)
+
+
+def test_pixels_survive_the_round_trip() -> None:
+    every = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    assert torch.equal(to_uint8(to_float(every)), every)

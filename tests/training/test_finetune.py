@@ -1,0 +1,148 @@
+"""Fine-tuning: it learns, it resumes exactly, and its losses leave out what is ignored."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpseg.data import Classes, PartClass
+from gpseg.errors import InputError, RunError
+from gpseg.models.stylegan2 import NetworkConfig
+from gpseg.training.finetune import FinetuneConfig, Finetuner, TrainingSet, finetune
+from gpseg.training.losses import PerceptualLoss, class_weights, masked_mean, part_cross_entropy
+from gpseg.training.run_folder import Interrupted, RunFolder
+
+NETWORK = NetworkConfig(
+    16, z_dim=8, w_dim=8, channel_base=128, channel_max=8, mapping_layers=2
+)
+CLASSES = Classes((PartClass(0, "background", (0, 0, 0)), PartClass(1, "part", (255, 0, 0))))
+
+
+def training_set() -> TrainingSet:
+    """Bright discs on dark ground; the disc is the part, the lower edge is ignored."""
+    ys, xs = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
+    centres = torch.tensor([[6, 6], [9, 7], [7, 10]])
+    discs = torch.stack([((ys - y) ** 2 + (xs - x) ** 2 < 16) for y, x in centres])
+    images = (discs * 180 + 40).to(torch.uint8)[:, None].repeat(1, 3, 1, 1)
+    masks = discs.to(torch.uint8)
+    masks[:, -2:] = 255
+    return TrainingSet(images, masks, images.flip(3), CLASSES)
+
+
+def make(steps: int = 4, **options: object) -> Finetuner:
+    torch.manual_seed(0)
+    config = FinetuneConfig(
+        steps=steps, labelled_batch=3, unlabelled_batch=2, precision="fp32", **options
+    )  # type: ignore[arg-type]
+    generator, discriminator = NETWORK.generator(), NETWORK.discriminator()
+    device = torch.device("cpu")
+    return Finetuner(config, training_set(), generator, discriminator, NETWORK, device)
+
+
+def folder(path: Path) -> RunFolder:
+    return RunFolder.open(path, "train", {})
+
+
+def weights(trainer: Finetuner) -> list[torch.Tensor]:
+    return [*trainer.model.state_dict().values(), *trainer.ema.state_dict().values()]
+
+
+def test_it_learns_the_discs(tmp_path: Path) -> None:
+    trainer = make(steps=150, lr=5e-3, lr_pretrained=5e-3, ramp_length=0.3, ema_share=0.02)
+    with folder(tmp_path / "run") as run:
+        finetune(trainer, run, lambda: False)
+    data = training_set()
+    valid = data.masks != 255
+    for readout, p in trainer.segmenter().outputs(data.images).probabilities.items():
+        accuracy = (p.argmax(1) == data.masks)[valid].float().mean()
+        assert accuracy > 0.95, readout
+
+
+def test_resumed_run_equals_straight_run(tmp_path: Path) -> None:
+    straight = make(steps=6)
+    with folder(tmp_path / "straight") as run:
+        finetune(straight, run, lambda: False)
+    stopped = make(steps=6)
+    with folder(tmp_path / "stopped") as run:
+        with pytest.raises(Interrupted):
+            finetune(stopped, run, lambda: stopped.steps >= 3)
+        state = run.load_state()
+    assert state is not None and state["steps"] == 3
+    resumed = make(steps=6)
+    resumed.load_state_dict(state)
+    with folder(tmp_path / "resumed") as run:
+        finetune(resumed, run, lambda: False)
+    for a, b in zip(weights(straight), weights(resumed), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_same_seed_same_weights() -> None:
+    a, b = make(), make()
+    a.step(), b.step()
+    assert all(torch.equal(x, y) for x, y in zip(weights(a), weights(b), strict=True))
+
+
+def test_controls_build_and_step() -> None:
+    for options in ({"crossing": False}, {"ramp": "direct"}, {"pretrained": False}):
+        values = make(**options).step()
+        assert all(torch.isfinite(v) for v in values.values())
+    assert make(ramp="direct").step()["a"] == 1
+    alone = make()
+    alone.config.unlabelled_batch = 0
+    assert torch.isfinite(alone.step()["loss"])
+
+
+def test_random_start_shares_nothing_with_the_generator() -> None:
+    start = make().model.image_stream.block(16).conv1.weight
+    control = make(pretrained=False).model.image_stream.block(16).conv1.weight
+    assert not torch.equal(start, control)
+
+
+def test_nan_stops_the_run_with_one_line(tmp_path: Path) -> None:
+    trainer = make()
+    with torch.no_grad():
+        trainer.model.encoder.to_ws.bias.fill_(float("nan"))
+    with folder(tmp_path / "run") as run, pytest.raises(RunError, match="not finite") as error:
+        finetune(trainer, run, lambda: False)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["steps", "labelled_batch", "lr", "save_steps"])
+def test_options_that_cannot_work(name: str) -> None:
+    with pytest.raises(InputError, match=f"--{name.replace('_', '-')}"):
+        FinetuneConfig(**{name: 0}).check()
+
+
+def test_ignored_pixels_count_nothing() -> None:
+    logits = torch.randn(1, 2, 4, 4, requires_grad=True)
+    masks = torch.full((1, 4, 4), 255, dtype=torch.uint8)
+    masks[0, 0, 0] = 1
+    weights = torch.ones(2)
+    loss = masked_mean(part_cross_entropy(logits, masks, weights), (masks < 2).float())
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad[0, :, 0, 0].abs().sum() > 0
+    assert logits.grad.abs().sum() == logits.grad[0, :, 0, 0].abs().sum()
+    assert masked_mean(torch.ones(1, 2, 2), torch.zeros(1, 2, 2)) == 0
+
+
+def test_class_weights_favour_the_rare_and_keep_the_mean() -> None:
+    masks = torch.zeros(1, 10, 10, dtype=torch.uint8)
+    masks[0, 0, :4] = 1
+    masks[0, 9] = 255
+    weights = class_weights(masks, 3)
+    share = torch.tensor([86 / 90, 4 / 90])
+    assert weights[1] > weights[0]
+    assert weights[2] == 0
+    assert (weights[:2] * share).sum() == pytest.approx(1)
+
+
+def test_perceptual_loss_is_0_for_equal_images_only() -> None:
+    torch.manual_seed(0)
+    loss = PerceptualLoss(NETWORK.discriminator())
+    x = torch.rand(2, 3, 16, 16, requires_grad=True)
+    assert loss(x, x.detach()) == 0
+    other = loss(x, torch.rand(2, 3, 16, 16))
+    other.backward()
+    assert other > 0 and x.grad is not None and x.grad.any()
+    assert all(not p.requires_grad for p in loss.parameters())
