@@ -107,11 +107,12 @@ def test_beyond_the_image_is_ignored_and_mirrored() -> None:
     assert (moved_images.amin(dim=(1, 2, 3)) < 0.2).all()
 
 
-def test_geometry_is_a_similarity_in_pixels() -> None:
-    """A quarter turn of a wide picture moves the ends of its middle row out of sight."""
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_geometry_is_a_similarity_in_pixels(flip: float) -> None:
+    """Turned and mirrored in a wide picture, a square keeps its area."""
     masks = torch.zeros(1, 20, 40, dtype=torch.uint8)
-    masks[0, 4:16, 14:26] = 1  # a square of side 12 stays one when turned
-    augment = replace(STILL, rotation=90.0)
+    masks[0, 4:16, 14:26] = 1
+    augment = replace(STILL, flip=flip, rotation=90.0)
     for seed in range(5):
         _, moved = augment(_as_images(masks), masks, _generator(seed))
         assert abs(int((moved == 1).sum()) - 144) <= 10

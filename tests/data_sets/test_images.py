@@ -152,6 +152,13 @@ def test_restore_keeps_probabilities_summing_to_one() -> None:
     torch.testing.assert_close(restored.sum(dim=1), torch.ones(4, 23, 37))
 
 
+def test_restoring_to_a_smaller_size_averages() -> None:
+    stripes = torch.zeros(1, 64, 64)
+    stripes[..., ::2] = 1
+    restored = Placement.centred(8, 8, 64).restore(stripes)
+    assert (restored - 0.5).abs().max() < 0.1
+
+
 def test_images_in_folder_pattern_and_file(tmp_path: Path) -> None:
     for name in ("b.png", "a.JPG", ".hidden.png", "notes.txt", "deep/c.png", "brackets[1].png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
