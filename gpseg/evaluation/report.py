@@ -1,0 +1,201 @@
+"""The report of a run: one HTML file that needs nothing else, no other file and no network."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from gpseg.atomic import replacing
+from gpseg.data import Classes
+from gpseg.evaluation.metrics import Score, percent
+
+_LARGEST = 320  # pixels; larger pictures are shrunk, or a report of 1024 px images has 50 MB
+_SMALLEST = 160  # pixels; smaller pictures are shown enlarged, their pixels square
+_LINES = ("#3257a8", "#c8553d", "#3c8d5f", "#8a5aa8", "#b8862b", "#4a9db0", "#8c8c8c", "#c05a8c")
+_NO_CURVES = ("step", "s_per_step", "memory_gib")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image of the report, in several views.
+
+    Args:
+        label: why it is shown, such as "worst"; may be empty.
+        name: the image's name.
+        pictures: uint8 [3, r, r] by column title, columns in the same order in every example.
+        miou: the image's own mIoU, 0..1; None if it has no target.
+    """
+
+    label: str
+    name: str
+    pictures: Mapping[str, Tensor]
+    miou: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report shows; whatever is empty is left out.
+
+    Args:
+        title: the heading.
+        lead: a sentence under it.
+        classes: the part classes.
+        scores: test scores by name: read-outs, floor, rivals.
+        chosen: the name in `scores` that counts.
+        floor: the name in `scores` that it is held against.
+        examples: test images.
+        legend: colours (0..255) of the examples' pictures, by what they mean.
+        ramp: the target T_a of one image, uint8 [3, r, r], with its a.
+        curves: entries of metrics.jsonl.
+        config: the run's options; nested ones are shown with dots.
+        notes: sentences that the reader should not miss.
+    """
+
+    title: str
+    lead: str
+    classes: Classes
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    chosen: str | None = None
+    floor: str | None = None
+    examples: Sequence[Example] = ()
+    legend: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    ramp: Sequence[tuple[float, Tensor]] = ()
+    curves: Sequence[Mapping[str, float]] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write a report; an older one stays until the new one is whole.
+
+    Args:
+        path: the HTML file, in an existing folder.
+        report: what it shows.
+
+    Raises:
+        RunError: if the disk is full.
+    """
+    html = _render(report)
+    with replacing(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+
+
+def _render(report: Report) -> str:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["percent"] = percent
+    environment.filters["picture"] = _picture
+    environment.filters["signed"] = _signed
+    source = resources.files("gpseg.evaluation").joinpath("report.html").read_text("utf-8")
+    chosen = report.scores[report.chosen] if report.chosen else None
+    floor = report.scores[report.floor] if report.floor else None
+    return environment.from_string(source).render(
+        report=report,
+        chosen=chosen,
+        floor=floor,
+        others=[name for name in report.scores if name not in (report.chosen, report.floor)],
+        ranking=sorted(report.scores.items(), key=lambda item: -item[1].miou),
+        columns=list(report.examples[0].pictures) if report.examples else [],
+        curves=[(title, _png(figure)) for title, figure in _curves(report.curves)],
+        config=list(_flat(report.config)),
+    )
+
+
+def _signed(difference: float) -> str:
+    """Write a difference of IoUs in percent points, with a sign."""
+    text = percent(difference)
+    return f"+{text}" if difference >= 0 else text.replace("-", "\N{MINUS SIGN}")
+
+
+@dataclass(frozen=True)
+class _Picture:
+    source: str
+    pixelated: bool
+
+
+def _picture(pixels: Tensor) -> _Picture:
+    """Embed a picture, uint8 [3, H, W]."""
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+    largest = max(image.size)
+    if largest > _LARGEST:
+        image = image.reduce(-(-largest // _LARGEST))
+    stream = io.BytesIO()
+    image.save(stream, format="PNG", optimize=True)
+    return _Picture(_data_url(stream.getvalue()), pixelated=largest < _SMALLEST)
+
+
+def _data_url(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+
+
+def _curves(entries: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, Figure]]:
+    """Plot losses, the ramp and validation scores, each kind for itself."""
+    names = list(dict.fromkeys(name for entry in entries for name in entry))
+    scores = [name for name in names if name.startswith("val_")]
+    losses = [name for name in names if name not in (*scores, *_NO_CURVES, "a")]
+    if losses:
+        yield "Losses", _plot(entries, losses, "loss", logarithmic=True)
+    if "a" in names:
+        yield "Ramp: share a of the part map in the target", _plot(entries, ["a"], "a")
+    if scores:
+        yield "Validation mIoU", _plot(entries, scores, "mIoU, %", scale=100)
+
+
+def _plot(
+    entries: Sequence[Mapping[str, float]],
+    names: Sequence[str],
+    label: str,
+    scale: float = 1,
+    logarithmic: bool = False,
+) -> Figure:
+    figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for index, name in enumerate(names):
+        points = [(entry["step"], scale * entry[name]) for entry in entries if name in entry]
+        steps, values = zip(*points, strict=True)
+        axes.plot(
+            steps,
+            values,
+            color=_LINES[index % len(_LINES)],
+            linestyle="-" if index < len(_LINES) else "--",
+            marker="o" if len(points) < 20 else None,
+            markersize=3.5,
+            linewidth=1.5,
+            label=name.removeprefix("val_"),
+        )
+    if logarithmic and all(entry[name] > 0 for entry in entries for name in names if name in entry):
+        axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.set_ylabel(label)
+    axes.grid(color="#e4e4df", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(names) > 1:
+        axes.legend(fontsize=8, frameon=False, ncols=2)
+    return figure
+
+
+def _png(figure: Figure) -> str:
+    stream = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(stream, format="png", dpi=170)
+    return _data_url(stream.getvalue())
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, "-" if value is None else str(value)
