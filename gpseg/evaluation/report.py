@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -115,8 +116,9 @@ def _render(report: Report) -> str:
 
 def _signed(difference: float) -> str:
     """Write a difference of IoUs in percent points, with a sign."""
-    text = percent(difference)
-    return f"+{text}" if difference >= 0 else text.replace("-", "\N{MINUS SIGN}")
+    if math.isnan(difference):
+        return percent(difference)
+    return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def _curves(entries: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, Figur
     if losses:
         yield "Losses", _plot(entries, losses, "loss", logarithmic=True)
     if "a" in names:
-        yield "Ramp: share a of the part map in the target", _plot(entries, ["a"], "a")
+        yield "Ramp a, share of the part map", _plot(entries, ["a"], "a")
     if scores:
         yield "Validation mIoU", _plot(entries, scores, "mIoU, %", scale=100)
 
