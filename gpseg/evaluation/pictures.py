@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +12,11 @@ from torch import Tensor
 from gpseg.data import Classes
 from gpseg.evaluation.metrics import Score, score
 from gpseg.evaluation.report import Example, Report
+from gpseg.evaluation.results import Held, Result
 from gpseg.models.segmenter import Segmenter, to_float, to_uint8
 from gpseg.training.finetune import TrainingSet
 from gpseg.training.run_folder import RunFolder
 from gpseg.training.schedules import interpolated_target
-
-if TYPE_CHECKING:
-    from gpseg.evaluation.segment import Held, Result
 
 IGNORED = (160, 160, 160)
 RIGHT = (244, 244, 241)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gpseg import data
@@ -18,6 +17,7 @@ from gpseg.errors import InputError
 from gpseg.evaluation.metrics import Score, majority_score, percent, score
 from gpseg.evaluation.pictures import training_report
 from gpseg.evaluation.report import write_report
+from gpseg.evaluation.results import BATCH, Held, Result, load_held, readout_scores
 from gpseg.evaluation.rivals import train_unet
 from gpseg.models.checkpoint import load_generator
 from gpseg.models.segmenter import READOUTS, Segmenter
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 DEFAULT_RESOLUTION = 64
 DRAWN_LABELLED = 160
 DRAWN_UNLABELLED = 2000
-BATCH = 16
 
 _MAY_CHANGE = ("out", "resume", "device", "unet_steps")
 
@@ -77,40 +76,6 @@ class TrainConfig:
             raise InputError(f"--pretrain-kimg {self.pretrain_kimg}: give a number above 0")
 
 
-@dataclass(frozen=True)
-class Held:
-    """Labelled images that are scored on, not trained on.
-
-    Args:
-        stems: names, in order.
-        images: uint8 [N, 3, r, r].
-        masks: uint8 [N, r, r] of class ids and the ignore index.
-    """
-
-    stems: list[str]
-    images: Tensor
-    masks: Tensor
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run ends with; scores are None where the data set holds no test images.
-
-    Args:
-        folder: the run folder.
-        readout: the default read-out.
-        readouts: test score by read-out.
-        floor: the majority mask's test score.
-        rivals: test scores of what was trained to compare with.
-    """
-
-    folder: Path
-    readout: str
-    readouts: dict[str, Score] | None
-    floor: Score | None
-    rivals: dict[str, Score]
-
-
 def train_segmenter(config: TrainConfig) -> Result:
     """Do the main job.
 
@@ -143,7 +108,7 @@ def train_segmenter(config: TrainConfig) -> Result:
             f" with gpseg.pretrain --resolution {config.resolution}"
         )
     training = _training_set(parts, stems, resolution, config.tuning.unlabelled_batch > 0)
-    val, test = (_held(parts, names, resolution) for names in (parts.splits.val, parts.splits.test))
+    val, test = (load_held(parts, names, resolution) for names in (parts.splits.val, parts.splits.test))
     stored = dataclasses.asdict(config)
     with (
         RunFolder.open(
@@ -184,21 +149,6 @@ def train_segmenter(config: TrainConfig) -> Result:
         write_report(folder.path / "report.html", report)
         _say(result)
     return result
-
-
-def readout_scores(segmenter: Segmenter, held: Held) -> dict[str, Score]:
-    """Score both read-outs on held-out images."""
-    predicted = predictions(segmenter, held.images)
-    return {name: score(masks, held.masks, segmenter.classes) for name, masks in predicted.items()}
-
-
-def predictions(segmenter: Segmenter, images: Tensor) -> dict[str, Tensor]:
-    """Masks uint8 [N, r, r] by read-out, of uint8 images [N, 3, r, r]."""
-    found: dict[str, list[Tensor]] = {name: [] for name in READOUTS}
-    for batch in images.split(BATCH):
-        for name, probabilities in segmenter.outputs(batch).probabilities.items():
-            found[name].append(probabilities.argmax(1).to(torch.uint8).cpu())
-    return {name: torch.cat(masks) for name, masks in found.items()}
 
 
 def _splits_of(config: TrainConfig) -> Path | None:
@@ -246,18 +196,10 @@ def _images_seen(path: Path) -> int:
 def _training_set(
     parts: PartFolder, stems: list[str], resolution: int, unlabelled: bool
 ) -> TrainingSet:
-    labelled = _held(parts, stems, resolution)
+    labelled = load_held(parts, stems, resolution)
     paths = parts.unlabelled_beside(stems) if unlabelled else []
     more = data.load_images(paths, resolution) if paths else labelled.images[:0]
     return TrainingSet(labelled.images, labelled.masks, more, parts.classes)
-
-
-def _held(parts: PartFolder, stems: list[str], resolution: int) -> Held:
-    if not stems:
-        empty = torch.empty(0, 3, resolution, resolution, dtype=torch.uint8)
-        return Held([], empty, empty[:, 0])
-    images = torch.stack([parts.image(stem, resolution) for stem in stems])
-    return Held(stems, images, torch.stack([parts.mask(stem, resolution) for stem in stems]))
 
 
 def _result(
@@ -276,10 +218,10 @@ def _result(
             steps=config.unet_steps,
             seed=config.tuning.seed,
             device=config.device,
+            precision=config.tuning.precision,
         )
-        masks = torch.cat(
-            [unet.probabilities(x).argmax(1).cpu() for x in test.images.split(BATCH)]
-        )
+        batches = test.images.split(BATCH)
+        masks = torch.cat([unet.probabilities(x).argmax(1).cpu() for x in batches])
         rivals["U-Net from scratch"] = score(masks, test.masks, classes)
     scores = readout_scores(segmenter, test)
     return Result(folder.path, segmenter.readout, scores, floor, rivals)

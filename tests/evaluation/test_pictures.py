@@ -19,7 +19,7 @@ from gpseg.evaluation.pictures import (
     training_report,
 )
 from gpseg.evaluation.report import Report
-from gpseg.evaluation.segment import Held, Result
+from gpseg.evaluation.results import Held, Result
 from gpseg.models.segmenter import Outputs
 from gpseg.training.finetune import TrainingSet
 from gpseg.training.run_folder import RunFolder
