@@ -12,7 +12,7 @@ from torch import Tensor
 from gpseg.data import Classes
 from gpseg.evaluation.metrics import Score, score
 from gpseg.evaluation.report import Example, Report
-from gpseg.evaluation.results import Held, Result
+from gpseg.evaluation.results import Held, Result, predictions
 from gpseg.models.segmenter import Segmenter, to_float, to_uint8
 from gpseg.training.finetune import TrainingSet
 from gpseg.training.run_folder import RunFolder
@@ -151,9 +151,7 @@ def _examples(segmenter: Segmenter, training: TrainingSet, test: Held) -> list[E
         names = [f"image {index + 1}" for index in range(len(images))]
     else:
         images, masks, names = test.images, test.masks, test.stems
-        predicted = torch.cat(
-            [segmenter.probabilities(x).argmax(1).to(torch.uint8).cpu() for x in images.split(16)]
-        )
+        predicted = predictions(segmenter, images)[segmenter.readout]
         rows = [*telling_examples(predicted, masks, training.classes)]
     return [
         Example(label, names[index], _views(segmenter, images[index], masks[index]), miou=miou)

@@ -80,9 +80,6 @@ class Constant:
         probabilities = torch.stack([flat[:, 0], flat[:, 0] + 1], 1)
         return Outputs(flat, flat + 1, {"palette": probabilities, "classifier": probabilities})
 
-    def probabilities(self, images: Tensor, readout: str | None = None) -> Tensor:
-        return self.outputs(images).probabilities["palette"]
-
 
 def report_of(tmp_path: Path, tested: int) -> Report:
     images = torch.full((6, 3, 16, 16), 255, dtype=torch.uint8)
