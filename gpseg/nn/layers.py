@@ -151,10 +151,10 @@ class MinibatchStd(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` [N, C, H, W] to [N, C + num_channels, H, W]."""
-        n, _, h, w = x.shape
+        n, c, h, w = x.shape
         group = next((g for g in range(min(self.group_size, n), 0, -1) if n % g == 0), 1)
         # [groups, members, statistics, everything that goes into one statistic]
-        y = x.float().reshape(n // group, group, self.num_channels, -1)
+        y = x.float().reshape(n // group, group, self.num_channels, c * h * w // self.num_channels)
         variance = (y - y.mean(dim=1, keepdim=True)).square().mean(dim=1)
         y = (variance + 1e-8).sqrt().mean(dim=2)
         y = y.repeat_interleave(group, dim=0)[:, :, None, None].expand(n, self.num_channels, h, w)

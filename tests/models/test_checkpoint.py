@@ -1,0 +1,106 @@
+"""Checkpoints: what comes back, and every way in which a file can be wrong."""
+
+import errno
+
+import pytest
+import torch
+
+import gpseg.models.checkpoint as checkpoint
+from gpseg.errors import InputError, RunError
+from gpseg.models.checkpoint import (
+    GENERATOR_STAGE,
+    load_checkpoint,
+    load_generator,
+    save_checkpoint,
+    save_generator,
+)
+from gpseg.models.stylegan2 import NetworkConfig
+
+TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b.c": torch.ones(2, 2, 3, 3)}
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "x.safetensors"
+    tensors = {**TENSORS, "view": TENSORS["a"].t()}
+    save_checkpoint(path, tensors, "stage-1", {"resolution": 64, "nested": {"x": [1, None]}})
+    loaded, config = load_checkpoint(path, "stage-1")
+    assert config == {"resolution": 64, "nested": {"x": [1, None]}}
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(loaded[name], tensor)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_generator_round_trip(tmp_path):
+    network = NetworkConfig(16, z_dim=8, w_dim=8, channel_base=128, channel_max=8, mapping_layers=2)
+    generator, discriminator = network.generator(), network.discriminator()
+    save_generator(
+        tmp_path / "g.safetensors", generator, discriminator, network, {"images_seen": 7}
+    )
+    loaded_g, loaded_d, loaded_network, config = load_generator(tmp_path / "g.safetensors")
+    assert loaded_network == network
+    assert config["images_seen"] == 7
+    z = torch.randn(4, 8)
+    images = generator(z, noise_mode="const")
+    torch.testing.assert_close(loaded_g(z, noise_mode="const"), images)
+    torch.testing.assert_close(loaded_d(images), discriminator(images))
+
+
+def test_weights_of_another_size(tmp_path):
+    small = NetworkConfig(16, z_dim=8, w_dim=8, channel_base=128, channel_max=8, mapping_layers=2)
+    large = NetworkConfig(16, z_dim=8, w_dim=8, channel_base=256, channel_max=16, mapping_layers=2)
+    path = tmp_path / "g.safetensors"
+    save_generator(path, small.generator(), small.discriminator(), large)
+    with pytest.raises(InputError, match=r"g\.safetensors: its weights don't fit"):
+        load_generator(path)
+
+
+def test_wrong_stage_names_both_stages(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_checkpoint(path, TENSORS, "segmenter", {})
+    with pytest.raises(InputError) as raised:
+        load_checkpoint(path, GENERATOR_STAGE)
+    for part in (str(path), "segmenter", GENERATOR_STAGE, "python -m gpseg.pretrain"):
+        assert part in str(raised.value)
+
+
+def test_missing_file_says_what_writes_it(tmp_path):
+    with pytest.raises(InputError, match=r"nothing\.safetensors: no such file.*gpseg\.pretrain"):
+        load_generator(tmp_path / "nothing.safetensors")
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.02, 0.5, 0.99])
+def test_truncated_file(tmp_path, kept):
+    path = tmp_path / "x.safetensors"
+    save_checkpoint(path, TENSORS, "stage-1", {})
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(InputError, match=r"x\.safetensors: damaged"):
+        load_checkpoint(path, "stage-1")
+
+
+def test_another_program_s_file(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "x.safetensors"
+    save_file(TENSORS, path)
+    with pytest.raises(InputError, match="no gpseg checkpoint"):
+        load_checkpoint(path, "stage-1")
+    path.write_bytes(b"\x80\x02}q\x00." * 50)
+    with pytest.raises(InputError, match="damaged"):
+        load_checkpoint(path, "stage-1")
+
+
+def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    save_checkpoint(path, TENSORS, "stage-1", {"version": 1})
+
+    def save_half(tensors, target, metadata):
+        target.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", save_half)
+    with pytest.raises(RunError, match=r"x\.safetensors: the disk is full"):
+        save_checkpoint(path, TENSORS, "stage-1", {"version": 2})
+    assert load_checkpoint(path, "stage-1")[1] == {"version": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]

@@ -1,0 +1,96 @@
+"""What a command does with its options and with what goes wrong."""
+
+import errno
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gpseg.commandline import run
+from gpseg.errors import InputError, RunError
+from gpseg.training.run_folder import Interrupted
+
+
+@dataclass
+class Options:
+    """Options of a command."""
+
+    data: Path
+    """Where the images are."""
+    kimg: float = 1.5
+    """How long it goes."""
+    resume: bool = False
+    """Go on."""
+    out: Path | None = None
+    """Where to."""
+
+
+def outcome(main, *args: str) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        run("gpseg.command", Options, main, "What it does.", args)
+    return exit_.value.code
+
+
+def raising(error: BaseException):
+    def main(config: Options) -> None:
+        raise error
+
+    return main
+
+
+def test_options_reach_the_work(capsys):
+    seen = []
+    assert outcome(seen.append, "--data", "x", "--kimg", "2", "--resume") == 0
+    assert seen == [Options(Path("x"), 2.0, True)]
+
+
+def test_help_holds_description_options_and_defaults(capsys):
+    assert outcome(raising(AssertionError()), "--help") == 0
+    shown = capsys.readouterr().out
+    for part in ("python -m gpseg.command", "What it does.", "--kimg", "How long it goes.", "1.5"):
+        assert part in shown
+
+
+def test_unknown_options_are_usage_errors(capsys):
+    assert outcome(raising(AssertionError()), "--data", "x", "--nonsense") == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("x.png: can't be read"), 2, "error: x.png: can't be read"),
+        (RunError("the run\nfailed"), 1, "error: the run failed"),
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/y"),
+            1,
+            "error: /y: the disk is full; free some space",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_errors_are_one_line_and_a_code(error, code, line, capsys, monkeypatch):
+    monkeypatch.delenv("GPSEG_DEBUG", raising=False)
+    assert outcome(raising(error), "--data", "x") == code
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_debugging_shows_the_traceback(capsys, caplog, monkeypatch):
+    monkeypatch.setenv("GPSEG_DEBUG", "1")
+    assert outcome(raising(InputError("x")), "--data", "x") == 2
+    assert "Traceback" in caplog.text
+
+
+@pytest.mark.parametrize("given", [(), ("--out", "run 1"), ("--out", "run 1", "--resume")])
+def test_an_interrupted_run_says_how_to_go_on(given, capsys):
+    assert outcome(raising(Interrupted(Path("run 1"))), "--data", "x", *given) == 130
+    line = capsys.readouterr().err
+    assert line == (
+        "interrupted; run 1 holds the state, continue with: "
+        "python -m gpseg.command --data x --out 'run 1' --resume\n"
+    )
+
+
+def test_bugs_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run("gpseg.command", Options, raising(ZeroDivisionError()), "", ["--data", "x"])
