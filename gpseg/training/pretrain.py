@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,8 +39,9 @@ class PretrainConfig:
     """Options of pre-training."""
 
     data: Path
-    """Folder of images, or a data-set folder (its unlabelled/ and images/ are used). All of them are kept in memory
-    at the training resolution, 3 bytes a pixel."""
+    """Folder of images, or a data-set folder, of which unlabelled/ and images/ are used (no masks; to leave out the
+    images you will test on, give its unlabelled/). All are kept in memory at the training resolution, 3 bytes a
+    pixel."""
     out: Path | None = None
     """Run folder; new or empty, unless --resume. Default: runs/pretrain-<date>-<time>."""
     resume: bool = False
@@ -72,7 +74,7 @@ class PretrainConfig:
     style_mixing: float = 0.9
     """Probability that two latents share the layers of a batch."""
     mirror: bool = True
-    """Show every other image mirrored."""
+    """Mirror every other image."""
     augment: Literal["diffaug", "none"] = "diffaug"
     """Augmentation of what the discriminator sees: colour, translation, cutout (DiffAugment), or none. Wanted below
     some ten thousand images or in long runs."""
@@ -349,41 +351,38 @@ def _train(
 ) -> None:
     config = trainer.config
     total = round(config.kimg * 1000)
+    log_every, snapshot_every = config.log_kimg * 1000, config.snapshot_kimg * 1000
+    next_log, next_snapshot = trainer.seen + log_every, trainer.seen + snapshot_every
     means = Means()
-    next_log = trainer.seen + config.log_kimg * 1000
-    next_snapshot = trainer.seen + config.snapshot_kimg * 1000
     started, begun_at = time.monotonic(), trainer.seen
+    # A terminal is drawn anew every second; a log file gets a line now and then.
+    interval = 1.0 if sys.stderr.isatty() else 60.0
     with tqdm(
-        total=total, initial=trainer.seen, unit="img", unit_scale=True, mininterval=1.0
+        total=total, initial=trainer.seen, unit="img", unit_scale=True, mininterval=interval
     ) as bar:
         while trainer.seen < total:
             means.add(trainer.step(images))
             bar.update(config.batch)
             stopping = stop_requested()
-            if stopping or trainer.seen >= min(next_log, next_snapshot, total):
-                values = means.take()
-                check_finite(values, folder, _NAN_REMEDY)
-            if trainer.seen >= next_log:
-                elapsed = time.monotonic() - started
-                values |= {
-                    "s_per_kimg": 1000 * elapsed / (trainer.seen - begun_at),
-                    "memory_gib": _memory(trainer.device),
-                }
-                started, begun_at = time.monotonic(), trainer.seen
-                next_log += config.log_kimg * 1000
-                folder.log(trainer.seen, values)
-                bar.set_postfix_str(f"{values['s_per_kimg']:.1f} s/kimg")
-                log.info(
-                    "%.1f kimg  %s",
-                    trainer.seen / 1000,
-                    "  ".join(f"{k} {v:.3g}" for k, v in values.items()),
-                )
+            if not stopping and trainer.seen < min(next_log, next_snapshot, total):
+                continue
+            values = means.take()
+            check_finite(values, folder, _NAN_REMEDY)
+            values["s_per_kimg"] = 1000 * (time.monotonic() - started) / (trainer.seen - begun_at)
+            values["memory_gib"] = _memory(trainer.device)
+            folder.log(trainer.seen, values)
+            bar.set_postfix_str(f"{values['s_per_kimg']:.1f} s/kimg", refresh=False)
+            shown = "  ".join(f"{name} {value:.3g}" for name, value in values.items())
+            log.info("%.1f kimg  %s", trainer.seen / 1000, shown)
             if stopping:
                 folder.save_state(trainer.seen, trainer.state_dict())
                 raise Interrupted(folder.path)
             if trainer.seen >= next_snapshot and trainer.seen < total:
-                next_snapshot += config.snapshot_kimg * 1000
                 _snapshot(trainer, folder)
+                next_snapshot += snapshot_every
+            if trainer.seen >= next_log:
+                next_log += log_every
+            started, begun_at = time.monotonic(), trainer.seen
 
 
 def _snapshot(trainer: Trainer, folder: RunFolder) -> Path:

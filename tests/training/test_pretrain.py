@@ -66,6 +66,11 @@ def test_a_run_leaves_what_it_promises(tmp_path, images):
     assert stored["images_seen"] == 64
 
 
+def test_a_short_run_is_logged_too(tmp_path, images):
+    path = pretrain(config(tmp_path, 0.008, log_kimg=1.0, snapshot_kimg=10.0), images)
+    assert [entry["step"] for entry in RunFolder(path.parent).metrics()] == [8]
+
+
 @pytest.mark.parametrize("augment", ["none", "diffaug"])
 def test_a_resumed_run_is_the_straight_run(tmp_path, images, augment):
     straight = pretrain(config(tmp_path / "a", 0.064, augment=augment), images)
