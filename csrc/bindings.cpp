@@ -1,0 +1,60 @@
+// The module gpseg._C: what was built, and for which processors. Importing it registers the ops of
+// ops.cpp.
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "cpu/isa/level.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using gpseg::IsaLevel;
+
+py::list compiled_isa_levels() {
+  py::list levels;
+  for (const IsaLevel level : {IsaLevel::baseline, IsaLevel::avx2, IsaLevel::avx512}) {
+    if (level <= gpseg::kHighestIsaLevel) {
+      levels.append(gpseg::name_of(level));
+    }
+  }
+  return levels;
+}
+
+py::dict build_info() {
+  py::dict info;
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#elif defined(__GNUC__)
+  info["compiler"] = "gcc " __VERSION__;
+#else
+  info["compiler"] = "unknown";
+#endif
+  info["isa_compiled"] = compiled_isa_levels();
+  info["isa_supported"] = gpseg::name_of(gpseg::supported_isa_level());
+  info["isa"] = gpseg::name_of(gpseg::isa_level());
+  info["cuda_archs"] = py::list();
+  return info;
+}
+
+void set_isa(const std::string& name) {
+  for (const IsaLevel level : {IsaLevel::baseline, IsaLevel::avx2, IsaLevel::avx512}) {
+    if (name == gpseg::name_of(level) && level <= gpseg::supported_isa_level()) {
+      gpseg::set_isa_level(level);
+      return;
+    }
+  }
+  throw py::value_error("no instruction set \"" + name + "\" here");
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.doc() = "What was built, and for which processors; registers the C++ kernels with torch.";
+  m.def("build_info", &build_info,
+        "Compiler, instruction sets compiled, supported here and in use, and CUDA architectures.");
+  m.def(
+      "set_isa", &set_isa, py::arg("name"),
+      "Use the kernels for this instruction set; raises ValueError where the processor lacks it.");
+}

@@ -1,0 +1,97 @@
+// What each op is given, and its entry point. Nothing here knows of torch.
+//
+// Images are dense, in one of two orders: [N, C, H*W], or [N, H*W, C] (channels_last).
+// "Accumulation type" is float64 for float64 images and float32 for all others.
+#pragma once
+
+#include <cstdint>
+
+#include "common/activation.h"
+#include "common/dtype.h"
+
+namespace gpseg {
+
+struct Images {
+  int64_t n;
+  int64_t c;
+  int64_t hw;
+  bool channels_last;
+
+  int64_t size() const { return n * c * hw; }
+};
+
+// y = clamp(gain * act(scale * x + noise + bias)); scale, noise and bias are optional (null).
+struct Epilogue {
+  DType dtype;
+  Images images;
+  Activation activation;
+  const void* x;
+  const void* scale;  // [N, C], accumulation type
+  const void* noise;  // [N, HW] or, if shared_noise, [HW]; accumulation type
+  bool shared_noise;
+  const void* bias;  // [C], accumulation type
+};
+
+struct EpilogueForward : Epilogue {
+  void* y;
+};
+
+// dx, and the reductions that are not null, in the accumulation type.
+struct EpilogueBackward : Epilogue {
+  const void* dy;
+  void* dx;
+  void* dscale;
+  void* dnoise;
+  void* dbias;
+};
+
+// Gradients of <dx, ddx> + <dbias, ddbias>, without scale and noise. ddx, ddbias and d2bias may be
+// null.
+struct EpilogueDoubleBackward : Epilogue {
+  const void* dy;
+  const void* ddx;
+  const void* ddbias;  // [C], accumulation type
+  void* ddy;
+  void* d2x;
+  void* d2bias;
+};
+
+struct Axis {
+  int64_t in;
+  int64_t out;
+  int64_t up;
+  int64_t down;
+  int64_t pad;  // zeros before the first pixel, on the upsampled grid
+};
+
+struct Upfirdn2d {
+  DType dtype;
+  int64_t n;
+  int64_t c;
+  bool channels_last;
+  Axis x;
+  Axis y;
+  const double* filter;  // [filter_h, filter_w], or [filter_w] for both axes if filter_h is 0
+  int64_t filter_h;
+  int64_t filter_w;
+  bool flip_filter;
+  double gain;
+  const void* input;
+  void* output;
+
+  // If not null, output = epilogue(filtered), whose images are the filtered ones, and x is not
+  // read.
+  const Epilogue* epilogue;
+  void* filtered;  // written too if not null
+};
+
+void bias_act(const EpilogueForward& p);
+void bias_act_backward(const EpilogueBackward& p);
+void bias_act_double_backward(const EpilogueDoubleBackward& p);
+
+void demod_act(const EpilogueForward& p);
+void demod_act_backward(const EpilogueBackward& p);
+
+void upfirdn2d(const Upfirdn2d& p);
+
+}  // namespace gpseg

@@ -1,0 +1,43 @@
+// Compiles the file GPSEG_KERNEL once per instruction set, in the namespaces baseline, avx2 and
+// avx512.
+//
+// No include guard, and the kernel file includes no header: what a header defines must be compiled
+// for the baseline only, lest the linker keep a copy that the processor can't run.
+#include "cpu/isa/level.h"
+
+namespace gpseg::baseline {
+#include GPSEG_KERNEL
+}
+
+#if GPSEG_X86_LEVELS
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+namespace gpseg::avx2 {
+#include GPSEG_KERNEL
+}
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push( \
+    __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#endif
+namespace gpseg::avx512 {
+#include GPSEG_KERNEL
+}
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif  // GPSEG_X86_LEVELS
+
+#undef GPSEG_KERNEL

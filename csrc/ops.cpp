@@ -1,0 +1,276 @@
+// The C++ kernels as torch ops, through torch's stable ABI. Outputs are allocated by the caller;
+// tensors are dense in one of the two orders of common/kernels.h, which gpseg/backends/cpp takes
+// care of.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/kernels.h"
+#include "common/parallel.h"
+
+namespace gpseg {
+
+void parallel_ranges(int64_t count, int64_t grain, RangeBody body, void* context) {
+  torch::stable::parallel_for(0, count, grain,
+                              [&](int64_t begin, int64_t end) { body(begin, end, context); });
+}
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+DType dtype_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Half:
+      return DType::float16;
+    case ScalarType::BFloat16:
+      return DType::bfloat16;
+    case ScalarType::Float:
+      return DType::float32;
+    case ScalarType::Double:
+      return DType::float64;
+    default:
+      STD_TORCH_CHECK(false, "gpseg: float16, bfloat16, float32 or float64 expected");
+  }
+}
+
+Act act_of(const std::string& name) {
+  constexpr std::string_view names[] = {"linear", "relu", "lrelu",    "tanh", "sigmoid",
+                                        "elu",    "selu", "softplus", "swish"};
+  for (int i = 0; i < static_cast<int>(std::size(names)); ++i) {
+    if (names[i] == name) {
+      return static_cast<Act>(i);
+    }
+  }
+  STD_TORCH_CHECK(false, "gpseg: unknown activation ", name);
+}
+
+// The tensor's memory, after a check that it is what a kernel will take it for.
+void* memory(const Tensor& t, DType dtype, int64_t size) {
+  STD_TORCH_CHECK(dtype_of(t) == dtype, "gpseg: a tensor has the wrong element type");
+  STD_TORCH_CHECK(t.numel() == size, "gpseg: a tensor has the wrong size");
+  return t.data_ptr();
+}
+
+void* memory(const OptionalTensor& t, DType dtype, int64_t size) {
+  return t.has_value() ? memory(*t, dtype, size) : nullptr;
+}
+
+// As `memory`, for a result. glibc maps allocations above 32 MiB afresh each time: on small pages
+// their first touch costs several times what the kernel itself does.
+void* result(const OptionalTensor& t, DType dtype, int64_t size) {
+  void* start = memory(t, dtype, size);
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const int64_t bytes = start == nullptr ? 0 : size * static_cast<int64_t>(t->element_size());
+  if (bytes > (int64_t{32} << 20)) {
+    const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    const uintptr_t first = (reinterpret_cast<uintptr_t>(start) + page - 1) / page * page;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(start) + bytes) / page * page;
+    madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);  // a hint: may be refused
+  }
+#endif
+  return start;
+}
+
+DType accumulate(DType dtype) { return dtype == DType::float64 ? DType::float64 : DType::float32; }
+
+Images images_of(const Tensor& t) {
+  STD_TORCH_CHECK(t.dim() == 4, "gpseg: a tensor [N, C, H, W] expected");
+  return {t.size(0), t.size(1), t.size(2) * t.size(3), !t.is_contiguous()};
+}
+
+// x seen as [outer, channels, inner] in memory.
+Images flat_images(int64_t outer, int64_t channels, int64_t inner) {
+  return inner == 1 ? Images{1, channels, outer, true} : Images{outer, channels, inner, false};
+}
+
+// The part of an Epilogue that every op has in common. Its x is not set: see `with_x`.
+Epilogue epilogue_of(DType dtype, const Images& images, const OptionalTensor& scale,
+                     const OptionalTensor& noise, const OptionalTensor& bias,
+                     const std::string& act, double alpha, double gain, double clamp) {
+  const DType sums = accumulate(dtype);
+  const bool shared_noise = !noise.has_value() || noise->numel() == images.hw;
+  return {dtype,
+          images,
+          {act_of(act), alpha, gain, clamp},
+          nullptr,
+          memory(scale, sums, images.n * images.c),
+          memory(noise, sums, shared_noise ? images.hw : images.n * images.hw),
+          shared_noise,
+          memory(bias, sums, images.c)};
+}
+
+Epilogue with_x(Epilogue epilogue, const Tensor& x) {
+  epilogue.x = memory(x, epilogue.dtype, epilogue.images.size());
+  return epilogue;
+}
+
+void bias_act_op(const Tensor& x, const OptionalTensor& bias, int64_t outer, int64_t channels,
+                 int64_t inner, const std::string& act, double alpha, double gain, double clamp,
+                 const Tensor& y) {
+  const Images images = flat_images(outer, channels, inner);
+  const Epilogue p = with_x(
+      epilogue_of(dtype_of(x), images, std::nullopt, std::nullopt, bias, act, alpha, gain, clamp),
+      x);
+  bias_act({p, result(y, p.dtype, images.size())});
+}
+
+void bias_act_backward_op(const Tensor& dy, const Tensor& x, const OptionalTensor& bias,
+                          int64_t outer, int64_t channels, int64_t inner, const std::string& act,
+                          double alpha, double gain, double clamp, const Tensor& dx,
+                          const OptionalTensor& dbias) {
+  const Images images = flat_images(outer, channels, inner);
+  const Epilogue p = with_x(
+      epilogue_of(dtype_of(x), images, std::nullopt, std::nullopt, bias, act, alpha, gain, clamp),
+      x);
+  bias_act_backward({p, memory(dy, p.dtype, images.size()), result(dx, p.dtype, images.size()),
+                     nullptr, nullptr, memory(dbias, accumulate(p.dtype), channels)});
+}
+
+void bias_act_double_backward_op(const OptionalTensor& ddx, const OptionalTensor& ddbias,
+                                 const Tensor& dy, const Tensor& x, const OptionalTensor& bias,
+                                 int64_t outer, int64_t channels, int64_t inner,
+                                 const std::string& act, double alpha, double gain, double clamp,
+                                 const Tensor& ddy, const Tensor& d2x,
+                                 const OptionalTensor& d2bias) {
+  const Images images = flat_images(outer, channels, inner);
+  const Epilogue p = with_x(
+      epilogue_of(dtype_of(x), images, std::nullopt, std::nullopt, bias, act, alpha, gain, clamp),
+      x);
+  const DType sums = accumulate(p.dtype);
+  bias_act_double_backward({p, memory(dy, p.dtype, images.size()),
+                            memory(ddx, p.dtype, images.size()), memory(ddbias, sums, channels),
+                            result(ddy, p.dtype, images.size()),
+                            result(d2x, p.dtype, images.size()), memory(d2bias, sums, channels)});
+}
+
+void demod_act_op(const Tensor& c, const OptionalTensor& d, const OptionalTensor& noise,
+                  const OptionalTensor& bias, const std::string& act, double alpha, double gain,
+                  double clamp, const Tensor& y) {
+  const Images images = images_of(c);
+  const Epilogue p =
+      with_x(epilogue_of(dtype_of(c), images, d, noise, bias, act, alpha, gain, clamp), c);
+  demod_act({p, result(y, p.dtype, images.size())});
+}
+
+void demod_act_backward_op(const Tensor& dy, const Tensor& c, const OptionalTensor& d,
+                           const OptionalTensor& noise, const OptionalTensor& bias,
+                           const std::string& act, double alpha, double gain, double clamp,
+                           const Tensor& dc, const OptionalTensor& dd, const OptionalTensor& dnoise,
+                           const OptionalTensor& dbias) {
+  const Images images = images_of(c);
+  const Epilogue p =
+      with_x(epilogue_of(dtype_of(c), images, d, noise, bias, act, alpha, gain, clamp), c);
+  const DType sums = accumulate(p.dtype);
+  demod_act_backward({p, memory(dy, p.dtype, images.size()), result(dc, p.dtype, images.size()),
+                      memory(dd, sums, images.n * images.c),
+                      memory(dnoise, sums, p.shared_noise ? images.hw : images.n * images.hw),
+                      memory(dbias, sums, images.c)});
+}
+
+Upfirdn2d upfirdn2d_of(const Tensor& x, const OptionalTensor& f, const std::vector<int64_t>& up,
+                       const std::vector<int64_t>& down, const std::vector<int64_t>& padding,
+                       bool flip_filter, double gain, const Tensor& y) {
+  static const double identity = 1;
+  const Images images = images_of(x);
+  const Axis along_x{x.size(3), y.size(3), up[0], down[0], padding[0]};
+  const Axis along_y{x.size(2), y.size(2), up[1], down[1], padding[2]};
+  const DType dtype = dtype_of(x);
+  Upfirdn2d p{dtype,
+              images.n,
+              images.c,
+              images.channels_last,
+              along_x,
+              along_y,
+              &identity,
+              1,
+              1,
+              flip_filter,
+              gain,
+              memory(x, dtype, images.size()),
+              result(y, dtype, images.n * images.c * along_x.out * along_y.out),
+              nullptr,
+              nullptr};
+  if (f.has_value()) {
+    p.filter = static_cast<const double*>(memory(*f, DType::float64, f->numel()));
+    p.filter_h = f->dim() == 1 ? 0 : f->size(0);
+    p.filter_w = f->size(f->dim() - 1);
+  }
+  return p;
+}
+
+void upfirdn2d_op(const Tensor& x, const OptionalTensor& f, const std::vector<int64_t>& up,
+                  const std::vector<int64_t>& down, const std::vector<int64_t>& padding,
+                  bool flip_filter, double gain, const Tensor& y) {
+  if (y.numel() > 0) {
+    upfirdn2d(upfirdn2d_of(x, f, up, down, padding, flip_filter, gain, y));
+  }
+}
+
+void upfirdn2d_demod_act_op(const Tensor& x, const OptionalTensor& f,
+                            const std::vector<int64_t>& up, const std::vector<int64_t>& down,
+                            const std::vector<int64_t>& padding, bool flip_filter, double fir_gain,
+                            const OptionalTensor& d, const OptionalTensor& noise,
+                            const OptionalTensor& bias, const std::string& act, double alpha,
+                            double gain, double clamp, const Tensor& y, const OptionalTensor& c) {
+  if (y.numel() == 0) {
+    return;
+  }
+  Upfirdn2d p = upfirdn2d_of(x, f, up, down, padding, flip_filter, fir_gain, y);
+  const Images images{p.n, p.c, p.x.out * p.y.out, p.channels_last};
+  const Epilogue epilogue = epilogue_of(p.dtype, images, d, noise, bias, act, alpha, gain, clamp);
+  p.epilogue = &epilogue;
+  p.filtered = result(c, p.dtype, images.size());
+  upfirdn2d(p);
+}
+
+}  // namespace
+}  // namespace gpseg
+
+#define GPSEG_ACTIVATION "str act, float alpha, float gain, float clamp"
+#define GPSEG_FLAT "int outer, int channels, int inner"
+#define GPSEG_FIR "Tensor? f, int[] up, int[] down, int[] padding, bool flip_filter"
+
+STABLE_TORCH_LIBRARY(gpseg_cpp, m) {
+  m.def("bias_act(Tensor x, Tensor? bias, " GPSEG_FLAT ", " GPSEG_ACTIVATION
+        ", Tensor(a!) y) -> ()");
+  m.def("bias_act_backward(Tensor dy, Tensor x, Tensor? bias, " GPSEG_FLAT ", " GPSEG_ACTIVATION
+        ", Tensor(a!) dx, Tensor(b!)? dbias) -> ()");
+  m.def(
+      "bias_act_double_backward(Tensor? ddx, Tensor? ddbias, Tensor dy, Tensor x, Tensor? "
+      "bias, " GPSEG_FLAT ", " GPSEG_ACTIVATION
+      ", Tensor(a!) ddy, Tensor(b!) d2x, Tensor(c!)? d2bias) -> ()");
+  m.def("demod_act(Tensor c, Tensor? d, Tensor? noise, Tensor? bias, " GPSEG_ACTIVATION
+        ", Tensor(a!) y) -> ()");
+  m.def(
+      "demod_act_backward(Tensor dy, Tensor c, Tensor? d, Tensor? noise, Tensor? "
+      "bias, " GPSEG_ACTIVATION
+      ", Tensor(a!) dc, Tensor(b!)? dd, Tensor(c!)? dnoise, Tensor(d!)? dbias) -> ()");
+  m.def("upfirdn2d(Tensor x, " GPSEG_FIR ", float gain, Tensor(a!) y) -> ()");
+  m.def("upfirdn2d_demod_act(Tensor x, " GPSEG_FIR
+        ", float fir_gain, Tensor? d, Tensor? noise, Tensor? bias, " GPSEG_ACTIVATION
+        ", Tensor(a!) y, Tensor(b!)? c) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(gpseg_cpp, CPU, m) {
+  m.impl("bias_act", TORCH_BOX(&gpseg::bias_act_op));
+  m.impl("bias_act_backward", TORCH_BOX(&gpseg::bias_act_backward_op));
+  m.impl("bias_act_double_backward", TORCH_BOX(&gpseg::bias_act_double_backward_op));
+  m.impl("demod_act", TORCH_BOX(&gpseg::demod_act_op));
+  m.impl("demod_act_backward", TORCH_BOX(&gpseg::demod_act_backward_op));
+  m.impl("upfirdn2d", TORCH_BOX(&gpseg::upfirdn2d_op));
+  m.impl("upfirdn2d_demod_act", TORCH_BOX(&gpseg::upfirdn2d_demod_act_op));
+}

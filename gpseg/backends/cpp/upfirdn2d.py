@@ -1,0 +1,43 @@
+"""upfirdn2d in one polyphase pass; arguments as in `gpseg.backends.eager.upfirdn2d`."""
+
+import torch
+from torch import Tensor
+
+from gpseg.backends.cpp.arguments import kernels
+from gpseg.backends.layout import empty_in_layout_of, in_layout_of
+
+
+def output_like(
+    x: Tensor,
+    f: Tensor | None,
+    up: tuple[int, int],
+    down: tuple[int, int],
+    padding: tuple[int, int, int, int],
+) -> Tensor:
+    """An uninitialised tensor for the result."""
+    n, c, h, w = x.shape
+    fh, fw = (1, 1) if f is None else (f.shape[0], f.shape[-1])
+    px0, px1, py0, py1 = padding
+    out_h = (h * up[1] + py0 + py1 - fh + down[1]) // down[1]
+    out_w = (w * up[0] + px0 + px1 - fw + down[0]) // down[0]
+    return empty_in_layout_of(x, (n, c, out_h, out_w))
+
+
+def exact(f: Tensor | None) -> Tensor | None:
+    """The filter in float64, as the kernels take it."""
+    return None if f is None else f.to(torch.float64).contiguous()
+
+
+def upfirdn2d(
+    x: Tensor,
+    f: Tensor | None,
+    up: tuple[int, int],
+    down: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    flip_filter: bool,
+    gain: float,
+) -> Tensor:
+    """Upsample, pad, filter and downsample `x [N, C, H, W]`."""
+    y = output_like(x, f, up, down, padding)
+    kernels.upfirdn2d.default(in_layout_of(x, x), exact(f), up, down, padding, flip_filter, gain, y)
+    return y

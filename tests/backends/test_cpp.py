@@ -1,0 +1,538 @@
+"""The C++ kernels against plain float64 formulas: values, first and second derivatives."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from gpseg.backends import cpp
+
+if cpp.available() is not None:
+    pytest.skip(str(cpp.available()), allow_module_level=True)
+
+from gpseg import _C
+
+TOLERANCE = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-6,
+    torch.float16: 2e-3,
+    torch.bfloat16: 1.5e-2,
+}
+DTYPES = list(TOLERANCE)
+ISA_LEVELS = _C.build_info()["isa_compiled"]
+ISA_LEVELS = ISA_LEVELS[: ISA_LEVELS.index(_C.build_info()["isa_supported"]) + 1]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda z: z,
+    "relu": functional.relu,
+    "lrelu": lambda z: functional.leaky_relu(z, 0.3),
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "elu": functional.elu,
+    "selu": functional.selu,
+    "softplus": lambda z: torch.logaddexp(z, torch.zeros_like(z)),
+    "swish": functional.silu,
+}
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An output that a kernel does not write shows as NaN."""
+    empty, empty_like = torch.empty, torch.empty_like
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(math.nan))
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: empty_like(*a, **k).fill_(math.nan))
+
+
+@pytest.fixture(params=ISA_LEVELS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set that this processor has, in turn."""
+    _C.set_isa(request.param)
+    yield request.param
+    _C.set_isa(ISA_LEVELS[-1])
+
+
+def sample(*size: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def sliced(x: Tensor) -> Tensor:
+    room = torch.full((*x.shape[:-1], 2 * x.shape[-1] + 1), math.nan, dtype=x.dtype)
+    room[..., 1::2] = x
+    return room[..., 1::2]
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "nchw": lambda x: x.contiguous(),
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "permuted": lambda x: x.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0),
+    "sliced": sliced,
+}
+
+
+def assert_close(
+    actual: Tensor | None,
+    expected: Tensor | None,
+    dtype: torch.dtype,
+    summed: Tensor | None = None,
+) -> None:
+    """RMS error within what the element type allows, relative to the result.
+
+    Where the result is a sum of terms as large as those of `summed`, which may cancel, it is relative to
+    what such a sum would be with random signs.
+    """
+    assert (actual is None) == (expected is None)
+    if actual is None or expected is None:
+        return
+    assert actual.shape == expected.shape
+    error = (actual.double() - expected).square().mean().sqrt()
+    scale = expected.square().mean().sqrt().clamp(min=1e-3)
+    if summed is not None and actual.numel():
+        terms = summed.numel() / actual.numel()
+        scale = scale.maximum(terms**0.5 * summed.double().square().mean().sqrt())
+    if actual.numel():
+        assert error <= TOLERANCE[dtype] * scale, f"relative RMS error {error / scale:.2e}"
+
+
+def assert_layout_of(y: Tensor, x: Tensor) -> None:
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    wanted = torch.channels_last if channels_last else torch.contiguous_format
+    assert y.is_contiguous(memory_format=wanted)
+    assert y.dtype == x.dtype
+
+
+def reference_upfirdn2d(
+    x: Tensor,
+    f: Tensor | None,
+    up: tuple[int, int],
+    down: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    flip_filter: bool,
+    gain: float,
+) -> Tensor:
+    """The definition, on an explicit grid with its inserted zeros."""
+    n, c, h, w = x.shape
+    grid = x.new_zeros(n, c, h * up[1], w * up[0])
+    grid[:, :, :: up[1], :: up[0]] = x
+    x0, x1, y0, y1 = padding
+    grid = functional.pad(grid, [max(p, 0) for p in padding])
+    grid = grid[:, :, max(-y0, 0) : grid.shape[2] - max(-y1, 0)]
+    grid = grid[:, :, :, max(-x0, 0) : grid.shape[3] - max(-x1, 0)]
+    taps = torch.ones(1, 1) if f is None else f if f.ndim == 2 else f.outer(f)
+    taps = taps.to(x.dtype) if flip_filter else taps.to(x.dtype).flip(0, 1)
+    y = x.new_zeros(n, c, grid.shape[2] - taps.shape[0] + 1, grid.shape[3] - taps.shape[1] + 1)
+    for i, j in itertools.product(range(taps.shape[0]), range(taps.shape[1])):
+        y += taps[i, j] * grid[:, :, i : i + y.shape[2], j : j + y.shape[3]]
+    return gain * y[:, :, :: down[1], :: down[0]]
+
+
+SMOOTH = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+FILTERS = {
+    "none": None,
+    "4 taps": SMOOTH,
+    "4 x 4 product": SMOOTH.outer(SMOOTH),
+    "12 taps": sample(12, seed=5),
+    "4 x 4 full": sample(4, 4, seed=6),
+    "3 x 5 full": sample(3, 5, seed=7),
+    "7 x 2 product": sample(7, seed=8).outer(sample(2, seed=9)),
+    "zeros": torch.zeros(2, 2),
+}
+GEOMETRIES = [
+    ((2, 2), (1, 1), (2, 1, 2, 1)),
+    ((1, 1), (2, 2), (1, 1, 1, 1)),
+    ((1, 1), (1, 1), (2, 1, 2, 1)),
+    ((3, 2), (2, 3), (5, 3, -1, 6)),
+    ((1, 4), (4, 1), (6, 5, 7, -3)),
+    ((4, 3), (3, 4), (-2, 6, 5, 4)),
+    ((2, 2), (1, 1), (11, 10, 10, 11)),
+    ((1, 1), (2, 2), (20, 15, 14, 19)),
+]
+
+
+class TestUpfirdn2d:
+    @pytest.mark.parametrize("geometry", GEOMETRIES)
+    @pytest.mark.parametrize("name", FILTERS)
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_geometries(self, layout: str, name: str, geometry: tuple) -> None:
+        x, f = sample(2, 3, 13, 17), FILTERS[name]
+        for flip, gain in (False, 1.0), (True, -1.7):
+            expected = reference_upfirdn2d(x, f, *geometry, flip, gain)
+            given_x = LAYOUTS[layout](x)
+            y = cpp.upfirdn2d(given_x, f, *geometry, flip, gain)
+            assert_close(y, expected, torch.float64)
+            assert_layout_of(y, given_x)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("name", ["4 taps", "12 taps", "4 x 4 full"])
+    def test_types_at_each_isa_level(
+        self, isa: str, name: str, layout: str, dtype: torch.dtype
+    ) -> None:
+        x, f = sample(1, 5, 23, 45, dtype=dtype), FILTERS[name]
+        for geometry in GEOMETRIES[:4]:
+            geometry = (*geometry[:2], (12, 12, 12, 12))
+            expected = reference_upfirdn2d(x.double(), f, *geometry, False, 2.0)
+            y = cpp.upfirdn2d(LAYOUTS[layout](x), f, *geometry, False, 2.0)
+            assert_close(y, expected, dtype)
+
+    @settings(max_examples=150, deadline=None)
+    @given(data=st.data())
+    def test_random_geometries(self, data: st.DataObject) -> None:
+        size = st.integers(1, 9)
+        factor, pad = st.integers(1, 4), st.integers(-3, 6)
+        up, down = (tuple(data.draw(factor) for _ in range(2)) for _ in range(2))
+        padding = tuple(data.draw(pad) for _ in range(4))
+        h, w = data.draw(size), data.draw(size)
+        taps = data.draw(st.one_of(st.tuples(size), st.tuples(size, size)))
+        f = sample(*taps, seed=data.draw(st.integers(0, 99)))
+        grid_h = h * up[1] + padding[2] + padding[3]
+        grid_w = w * up[0] + padding[0] + padding[1]
+        if grid_h < f.shape[0] or grid_w < f.shape[-1]:
+            return
+        x = LAYOUTS[data.draw(st.sampled_from(list(LAYOUTS)))](sample(2, 3, h, w))
+        flip = data.draw(st.booleans())
+        expected = reference_upfirdn2d(x, f, up, down, padding, flip, 0.5)
+        y = cpp.upfirdn2d(x, f, up, down, padding, flip, 0.5)
+        assert_close(y, expected, torch.float64)
+
+    @pytest.mark.parametrize(
+        ("size", "layout"),
+        [((1, 700, 3, 50), "channels_last"), ((1, 1, 4, 17000), "nchw")],
+    )
+    @pytest.mark.parametrize("name", ["4 taps", "4 x 4 full"])
+    @pytest.mark.parametrize("geometry", GEOMETRIES[:4])
+    def test_rows_longer_than_a_tile(
+        self, size: tuple, layout: str, name: str, geometry: tuple
+    ) -> None:
+        for dtype in torch.float32, torch.float16:
+            x, f = sample(*size, dtype=dtype), FILTERS[name]
+            expected = reference_upfirdn2d(x.double(), f, *geometry, False, 1.0)
+            y = cpp.upfirdn2d(LAYOUTS[layout](x), f, *geometry, False, 1.0)
+            assert_close(y, expected, dtype)
+
+    @pytest.mark.parametrize("size", [(0, 3, 5, 5), (2, 0, 5, 5), (2, 3, 0, 5), (2, 3, 5, 0)])
+    def test_empty(self, size: tuple) -> None:
+        for layout in "nchw", "channels_last":
+            x = LAYOUTS[layout](sample(*size))
+            y = cpp.upfirdn2d(x, SMOOTH, (2, 2), (1, 1), (4, 4, 4, 4), False, 1.0)
+            assert_close(y, y.new_zeros(y.shape), torch.float64)
+
+    def test_nan_reaches_its_neighbours_only(self) -> None:
+        x = torch.zeros(1, 1, 9, 9)
+        x[0, 0, 4, 4] = math.nan
+        y = cpp.upfirdn2d(x, SMOOTH, (1, 1), (1, 1), (2, 1, 2, 1), False, 1.0)
+        assert y.isnan().sum() == 16
+        assert y[0, 0, 4, 4].isnan()
+
+
+class TestBiasAct:
+    SIZES = (2, 5, 7, 9), (3, 40, 4, 4), (1, 3, 40, 50), (1, 2, 150, 130)
+
+    @pytest.mark.parametrize("clamp", [-1.0, 0.6])
+    @pytest.mark.parametrize("act", ACTIVATIONS)
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_values_and_derivatives(
+        self, isa: str, dtype: torch.dtype, act: str, clamp: float
+    ) -> None:
+        for size, layout in zip(self.SIZES, LAYOUTS, strict=True):
+            self.check(LAYOUTS[layout], size, 1, dtype, act, clamp)
+
+    @pytest.mark.parametrize(
+        ("size", "dim"),
+        [((6,), 0), ((3, 700), 1), ((700, 3), 0), ((4, 3, 5), 2), ((2, 3, 4, 5, 6), 2)]
+        + [((2, 3, 4, 5), dim) for dim in range(4)]
+        + [((2, 1500, 2, 2), 1), ((700, 1, 5, 5), 1), ((2, 3, 1, 1), 1)],
+    )
+    def test_dimensions(self, size: tuple, dim: int) -> None:
+        layouts = LAYOUTS if len(size) == 4 else {"nchw": LAYOUTS["nchw"]}
+        for layout in layouts.values():
+            self.check(layout, size, dim, torch.float64, "swish", 1.5)
+
+    def check(
+        self,
+        layout: Callable[[Tensor], Tensor],
+        size: tuple,
+        dim: int,
+        dtype: torch.dtype,
+        act: str,
+        clamp: float,
+    ) -> None:
+        x, dy, ddx = (layout(2 * sample(*size, dtype=dtype, seed=i)) for i in range(3))
+        # a bias finer than x, so that no x + b lies on a kink, where derivatives are a convention
+        fine = torch.promote_types(dtype, torch.float32)
+        for b in sample(size[dim], dtype=fine, seed=3), None:
+            ddb = None if b is None else sample(size[dim], dtype=fine, seed=4)
+            arguments = (dim, act, 0.3, 1.3, clamp)
+
+            inputs = [None if t is None else t.double().requires_grad_() for t in (x, b, dy)]
+            shape = [-1 if i == dim else 1 for i in range(len(size))]
+            z = inputs[0] if b is None else inputs[0] + inputs[1].reshape(shape)
+            y = 1.3 * ACTIVATIONS[act](z)
+            y = y if clamp < 0 else y.clamp(-clamp, clamp)
+            leaves = [t for t in inputs[:2] if t is not None]
+            first = torch.autograd.grad(y, leaves, inputs[2], create_graph=True)
+
+            actual_y = cpp.bias_act(x, b, *arguments)
+            assert_close(actual_y, y, dtype)
+            assert_layout_of(actual_y, x)
+            actual_first = cpp.bias_act_backward(dy, x, b, *arguments)
+            assert_close(actual_first[0], first[0], dtype)
+            assert_close(actual_first[1], None if b is None else first[1], dtype, first[0])
+            assert_layout_of(actual_first[0], x)
+
+            for has_ddx, has_ddb in (True, True), (True, False), (False, True):
+                cotangents = (ddx if has_ddx else None, ddb if has_ddb else None)
+                if not has_ddx and b is None:
+                    continue
+                pairs = [(g, c) for g, c in zip(first, cotangents, strict=False) if c is not None]
+                total = sum(((g * c.double()).sum() for g, c in pairs), torch.zeros(()))
+                wanted = [inputs[2], *leaves]
+                second = [
+                    torch.zeros_like(t) if g is None else g
+                    for t, g in zip(
+                        wanted,
+                        torch.autograd.grad(total, wanted, retain_graph=True, allow_unused=True),
+                        strict=True,
+                    )
+                ]
+                actual = cpp.bias_act_double_backward(*cotangents, dy, x, b, *arguments)
+                assert_close(actual[0], second[0], dtype)
+                assert_close(actual[1], second[1], dtype)
+                assert_close(actual[2], None if b is None else second[2], dtype, second[1])
+
+    @pytest.mark.parametrize("act", ACTIVATIONS)
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+    def test_large_and_small_arguments(self, isa: str, act: str, dtype: torch.dtype) -> None:
+        magnitudes = torch.logspace(-12, 4, 1000, dtype=torch.float64)
+        x = torch.cat([magnitudes, -magnitudes, torch.zeros(1)]).to(dtype)
+        z = x.double().requires_grad_()
+        y = ACTIVATIONS[act](z)
+        (slope,) = torch.autograd.grad(y.sum(), z)
+        if act in ("relu", "lrelu", "elu", "selu"):
+            assert cpp.bias_act_backward(torch.ones(1), torch.zeros(1), None, 0, act, 0.3, 1, -1)[
+                0
+            ].item() == pytest.approx(slope[-1].item())
+        arguments = (None, 0, act, 0.3, 1.0, -1.0)
+        relative = 1e-12 if dtype == torch.float64 else 2e-6
+        actual = cpp.bias_act(x, *arguments).double()
+        assert ((actual - y).abs() <= relative * y.abs() + 1e-36).all()
+        first, _ = cpp.bias_act_backward(torch.ones_like(x), x, *arguments)
+        assert ((first.double() - slope).abs() <= relative * (slope.abs() + 1e-3)).all()
+
+    @pytest.mark.parametrize("act", ACTIVATIONS)
+    def test_nan_stays_nan(self, isa: str, act: str) -> None:
+        x = torch.zeros(40)
+        x[7] = math.nan
+        for clamp in -1.0, 0.5:
+            for dtype in DTYPES:
+                y = cpp.bias_act(x.to(dtype), None, 0, act, 0.2, 1.0, clamp)
+                assert y.isnan().nonzero().flatten().tolist() == [7]
+
+    def test_gradient_at_the_clamp_is_one(self) -> None:
+        x = torch.tensor([-1.0, 1.0, 1.5, -1.5, 0.5])
+        for act, clamp in ("linear", 1.0), ("lrelu", 1.0):
+            dx, _ = cpp.bias_act_backward(torch.ones(5), x, None, 0, act, 1.0, 1.0, clamp)
+            assert dx.tolist() == [1, 1, 0, 0, 1]
+
+    def test_empty(self) -> None:
+        for size in (0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4):
+            for layout in "nchw", "channels_last":
+                x, b = LAYOUTS[layout](sample(*size)), sample(size[1])
+                assert cpp.bias_act(x, b, 1, "relu", 0, 1, -1).shape == size
+                dx, db = cpp.bias_act_backward(x, x, b, 1, "relu", 0, 1, -1)
+                assert dx.shape == size
+                assert db.tolist() == [0] * size[1]
+                *_, d2b = cpp.bias_act_double_backward(x, None, x, x, b, 1, "relu", 0, 1, -1)
+                assert d2b.tolist() == [0] * size[1]
+
+
+HALF_PATTERNS = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+
+
+class TestHalfTypes:
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_every_number_survives(self, isa: str, dtype: torch.dtype) -> None:
+        x = HALF_PATTERNS.view(dtype)
+        y = cpp.bias_act(x, None, 0, "linear", 0, 1.0, -1)
+        assert torch.equal(y.isnan(), x.isnan())
+        assert torch.equal(y[~x.isnan()], x[~x.isnan()])
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_rounding(self, isa: str, dtype: torch.dtype) -> None:
+        """A bias of less than half a step, of half a step and of more, at every finite number."""
+        x = HALF_PATTERNS.view(dtype)
+        x = x[x.isfinite()]
+        for factor in 0.4999, 0.5, 0.5001, 1.5:
+            step = (HALF_PATTERNS.view(dtype)[1:2] - HALF_PATTERNS.view(dtype)[:1]).float().abs()
+            b = (x.float().abs() * 2.0**-11).clamp(min=step.item()) * factor
+            y = cpp.bias_act(x, b.contiguous(), 0, "linear", 0, 1.0, -1)
+            assert torch.equal(y, (x.float() + b).to(dtype))
+
+
+def reference_demod_act(
+    c: Tensor,
+    d: Tensor | None,
+    noise: Tensor | None,
+    b: Tensor | None,
+    act: str,
+    gain: float,
+    clamp: float,
+) -> Tensor:
+    z = c if d is None else c * d[:, :, None, None]
+    z = z if noise is None else z + noise
+    z = z if b is None else z + b[:, None, None]
+    y = gain * ACTIVATIONS[act](z)
+    return y if clamp < 0 else y.clamp(-clamp, clamp)
+
+
+NOISES: dict[str, Callable[[int, int, int], tuple | None]] = {
+    "none": lambda n, h, w: None,
+    "per sample": lambda n, h, w: (n, 1, h, w),
+    "one sample": lambda n, h, w: (1, 1, h, w),
+    "plane": lambda n, h, w: (h, w),
+}
+
+
+class TestModulatedConv:
+    SIZES = (2, 5, 7, 9), (3, 40, 4, 4), (1, 3, 40, 50), (2, 2, 70, 30)
+
+    def side_inputs(
+        self, size: tuple, noise: str, dtype: torch.dtype, present: bool
+    ) -> list[Tensor | None]:
+        n, c, h, w = size
+        noise_size = NOISES[noise](n, h, w)
+        sums = torch.promote_types(dtype, torch.float32)
+        return [
+            sample(n, c, seed=11).to(sums) if present else None,
+            None if noise_size is None else sample(*noise_size, seed=12).to(dtype),
+            sample(c, seed=13).to(dtype) if present else None,
+        ]
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("noise", NOISES)
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_demod_act(self, isa: str, dtype: torch.dtype, noise: str, layout: str) -> None:
+        for size, present in itertools.product(self.SIZES, (True, False)):
+            c, dy = (LAYOUTS[layout](sample(*size, dtype=dtype, seed=i)) for i in range(2))
+            side = self.side_inputs(size, noise, dtype, present)
+            act, clamp = ("lrelu", 1.1) if present else ("softplus", -1.0)
+            arguments = (act, 0.3, 1.3, clamp)
+
+            inputs = [None if t is None else t.double().requires_grad_() for t in (c, *side)]
+            y = reference_demod_act(*inputs, act, 1.3, clamp)
+            actual = cpp.demod_act(c, *side, *arguments)
+            assert_close(actual, y, dtype)
+            assert_layout_of(actual, c)
+
+            leaves = [t for t in inputs if t is not None]
+            gradients = iter(torch.autograd.grad(y, leaves, dy.double()))
+            expected = [None if t is None else next(gradients) for t in inputs]
+            actuals = cpp.demod_act_backward(dy, c, *side, *arguments)
+            assert_layout_of(actuals[0], c)
+            summed = [None, dy * c, dy, dy]
+            for a, e, t, terms in zip(actuals, expected, (c, *side), summed, strict=True):
+                assert_close(a, e, dtype, terms)
+                assert t is None or a.dtype == t.dtype
+
+    @pytest.mark.parametrize("act", ACTIVATIONS)
+    def test_activations(self, act: str) -> None:
+        c, dy = sample(2, 3, 5, 6), sample(2, 3, 5, 6, seed=1)
+        side = self.side_inputs((2, 3, 5, 6), "per sample", torch.float64, True)
+        inputs = [t.double().requires_grad_() for t in (c, *side)]
+        y = reference_demod_act(*inputs, act, 1.3, -1)
+        assert_close(cpp.demod_act(c, *side, act, 0.3, 1.3, -1.0), y, torch.float64)
+        expected = torch.autograd.grad(y, inputs, dy)
+        actual = cpp.demod_act_backward(dy, c, *side, act, 0.3, 1.3, -1.0)
+        for a, e in zip(actual, expected, strict=True):
+            assert_close(a, e, torch.float64)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_scale_channels(self, isa: str, layout: str, dtype: torch.dtype) -> None:
+        for size in *self.SIZES, (1, 2, 200, 150), (2, 1300, 3, 3):
+            x, dy = (LAYOUTS[layout](sample(*size, dtype=dtype, seed=i)) for i in range(2))
+            s = sample(*size[:2], seed=2).to(torch.promote_types(dtype, torch.float32))
+            wide = s.double()[:, :, None, None]
+            y = cpp.scale_channels(x, s)
+            assert_close(y, x.double() * wide, dtype)
+            assert_layout_of(y, x)
+            dx, ds = cpp.scale_channels_backward(x, s, dy)
+            assert_close(dx, dy.double() * wide, dtype)
+            assert_layout_of(dx, x)
+            assert ds.dtype == s.dtype
+            assert_close(ds, (x.double() * dy.double()).sum([2, 3]), dtype, x * dy)
+
+    @pytest.mark.parametrize("keep", [False, True])
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_upfirdn2d_demod_act(
+        self, isa: str, dtype: torch.dtype, layout: str, keep: bool
+    ) -> None:
+        x = LAYOUTS[layout](sample(2, 5, 7, 9, dtype=dtype))
+        for geometry, noise, name in zip(
+            GEOMETRIES[:4],
+            NOISES,
+            ["4 taps", "4 x 4 full", "4 taps", "4 x 4 product"],
+            strict=True,
+        ):
+            filtered = reference_upfirdn2d(x.double(), FILTERS[name], *geometry, False, 4.0)
+            side = self.side_inputs(tuple(filtered.shape), noise, dtype, True)
+            wide = [None if t is None else t.double() for t in side]
+            expected = reference_demod_act(filtered, *wide, "lrelu", 1.3, 1.1)
+            y, c = cpp.upfirdn2d_demod_act(
+                x, FILTERS[name], *geometry, False, 4.0, *side, "lrelu", 0.3, 1.3, 1.1, keep
+            )
+            assert_close(y, expected, dtype)
+            assert_close(c, filtered if keep else None, dtype)
+            assert_layout_of(y, x)
+
+    def test_empty(self) -> None:
+        for size in (0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4):
+            for noise in "per sample", "one sample", "none":
+                c = sample(*size)
+                side = self.side_inputs(size, noise, torch.float64, True)
+                assert cpp.demod_act(c, *side, "lrelu", 0.2, 1, -1).shape == size
+                gradients = cpp.demod_act_backward(c, c, *side, "lrelu", 0.2, 1, -1)
+                for g, t in zip(gradients, (c, *side), strict=True):
+                    assert_close(g, None if t is None else torch.zeros_like(t), torch.float64)
+                y, _ = cpp.upfirdn2d_demod_act(
+                    c, SMOOTH, (1, 1), (1, 1), (9, 9, 9, 9), False, 1.0,
+                    None, None, None, "linear", 0, 1, -1, False,
+                )  # fmt: skip
+                assert not y.any()
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    x = sample(2, 24, 60, 70, dtype=torch.float32)
+    noise, d, b = sample(60, 70).float(), sample(2, 24).float(), sample(24).float()
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in 1, 2, 3:
+            torch.set_num_threads(threads)
+            for layout in "nchw", "channels_last":
+                z = LAYOUTS[layout](x)
+                results.append(
+                    [
+                        cpp.upfirdn2d(z, SMOOTH, (2, 2), (1, 1), (2, 1, 2, 1), False, 4.0),
+                        *cpp.bias_act_backward(z, z, b, 1, "lrelu", 0.2, 1.4, 2.0),
+                        *cpp.demod_act_backward(z, z, d, noise, b, "lrelu", 0.2, 1.4, 2.0),
+                    ]
+                )
+    finally:
+        torch.set_num_threads(before)
+    for later in results[2::2]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], later, strict=True))
+    for later in results[3::2]:
+        assert all(torch.equal(a, b) for a, b in zip(results[1], later, strict=True))
+
+
+def test_an_isa_level_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="sse9"):
+        _C.set_isa("sse9")
