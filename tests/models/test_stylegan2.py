@@ -9,7 +9,6 @@ from gpseg.errors import InputError
 from gpseg.models.stylegan2 import (
     MappingNetwork,
     NetworkConfig,
-    SynthesisBlock,
     channels,
     ema_copy,
     ema_update,
@@ -231,17 +230,3 @@ def test_ema_moves_parameters_and_copies_buffers(generator):
         torch.testing.assert_close(average, 0.75 * before + 0.25 * p)
         assert not average.requires_grad
     assert (ema.mapping.w_avg == 3).all()
-
-
-@pytest.mark.slow
-def test_a_compiled_block_agrees():
-    torch.manual_seed(0)
-    block = SynthesisBlock(8, 8, 6, 8, 3)
-    x = torch.randn(2, 8, 4, 4).contiguous(memory_format=torch.channels_last)
-    arguments = (x, torch.randn(2, 3, 4, 4), torch.randn(2, 3, 6))
-    results = []
-    for forward in (block, torch.compile(block, fullgraph=True)):
-        features, image = forward(*arguments, noise_mode="const")
-        gradients = torch.autograd.grad(image.square().sum(), list(block.parameters()))
-        results.append((features, image, *gradients))
-    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
