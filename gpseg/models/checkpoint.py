@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 import gpseg
@@ -45,7 +45,8 @@ def save_checkpoint(
     metadata = {"stage": stage, "config": json.dumps(config), "gpseg": gpseg.__version__}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file(contiguous, temporary, metadata)
+        # Not save_file, whose files only their owner may read.
+        temporary.write_bytes(save(contiguous, metadata))
 
 
 def load_checkpoint(path: Path, stage: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

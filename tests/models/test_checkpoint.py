@@ -1,11 +1,11 @@
 """Checkpoints: what comes back, and every way in which a file can be wrong."""
 
 import errno
+from pathlib import Path
 
 import pytest
 import torch
 
-import gpseg.models.checkpoint as checkpoint
 from gpseg.errors import InputError, RunError
 from gpseg.models.checkpoint import (
     GENERATOR_STAGE,
@@ -29,6 +29,8 @@ def test_round_trip(tmp_path):
     for name, tensor in tensors.items():
         torch.testing.assert_close(loaded[name], tensor)
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+    (tmp_path / "ordinary").touch()
+    assert path.stat().st_mode == (tmp_path / "ordinary").stat().st_mode
 
 
 def test_generator_round_trip(tmp_path):
@@ -95,11 +97,13 @@ def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
     save_checkpoint(path, TENSORS, "stage-1", {"version": 1})
 
-    def save_half(tensors, target, metadata):
-        target.write_bytes(b"half")
+    write = Path.write_bytes
+
+    def write_half(target, content):
+        write(target, content[: len(content) // 2])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", save_half)
+    monkeypatch.setattr(Path, "write_bytes", write_half)
     with pytest.raises(RunError, match=r"x\.safetensors: the disk is full"):
         save_checkpoint(path, TENSORS, "stage-1", {"version": 2})
     assert load_checkpoint(path, "stage-1")[1] == {"version": 1}
