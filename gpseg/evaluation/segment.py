@@ -3,10 +3,8 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -14,7 +12,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from gpseg import data
 from gpseg.data import PartFolder
 from gpseg.errors import InputError
-from gpseg.evaluation.metrics import Score, majority_score, percent, score
+from gpseg.evaluation.metrics import majority_score, percent, score
 from gpseg.evaluation.pictures import training_report
 from gpseg.evaluation.report import write_report
 from gpseg.evaluation.results import BATCH, Held, Result, load_held, readout_scores
@@ -91,14 +89,13 @@ def train_segmenter(config: TrainConfig) -> Result:
         Interrupted: on Ctrl-C or SIGTERM, once the state is saved.
     """
     config.check()
+    RunFolder.check(config.out, config.resume)
     device = choose_device(config.device)
-    if config.resume and config.out is not None and not (config.out / "config.json").exists():
-        raise InputError(f"{config.out}: no run to continue there; leave out --resume")
     root = config.data or _drawn_data(config)
     parts = PartFolder.open(root, config.tuning.seed, _splits_of(config))
     stems = parts.few_shot(config.shots, config.draw)
     parts.check([*stems, *parts.splits.val, *parts.splits.test])
-    path = config.generator or _pretrained(config, root)
+    path = config.generator or _pretrained(config, parts)
     dtype = choose_dtype(config.tuning.precision, device)
     generator, discriminator, network, _ = load_generator(path, dtype)
     resolution = network.img_resolution
@@ -166,12 +163,13 @@ def _drawn_data(config: TrainConfig) -> Path:
     return data.write_drawn(root, resolution, DRAWN_LABELLED, DRAWN_UNLABELLED)
 
 
-def _pretrained(config: TrainConfig, root: Path) -> Path:
+def _pretrained(config: TrainConfig, parts: PartFolder) -> Path:
     """Pre-train a generator on the data's images, or find the one that an earlier run made of them."""
     resolution = config.resolution or DEFAULT_RESOLUTION
-    out = Path("runs") / f"generator-{root.resolve().name}-{resolution}-{config.pretrain_kimg:g}kimg"
+    name = f"generator-{parts.root.resolve().name}-{resolution}-{config.pretrain_kimg:g}kimg"
+    out = Path("runs") / name
     options = PretrainConfig(
-        data=root,
+        data=parts.root,
         out=out,
         resume=(out / "config.json").exists(),
         resolution=resolution,
@@ -181,11 +179,12 @@ def _pretrained(config: TrainConfig, root: Path) -> Path:
         precision=config.tuning.precision,
     )
     finished = out / "generator.safetensors"
-    if options.resume and finished.exists() and _images_seen(finished) >= 1000 * config.pretrain_kimg:
+    if options.resume and finished.exists() and _images_seen(finished) >= 1000 * options.kimg:
         log.info("%s: the generator of an earlier run", finished)
         return finished
-    log.info("%s: no --generator given, pre-training one first; continue or reuse it later", out)
-    return pretrain(options)
+    log.info("%s: no --generator given, pre-training one first; it is kept for later runs", out)
+    # every image that may be seen in training; what is held out stays unseen
+    return pretrain(options, data.load_images(parts.unlabelled_beside([]), resolution))
 
 
 def _images_seen(path: Path) -> int:
@@ -228,12 +227,14 @@ def _result(
 
 
 def _write_results(result: Result, folder: RunFolder, seconds: float) -> None:
-    def plain(scores: Mapping[str, Score]) -> dict[str, Any]:
-        return {name: dataclasses.asdict(s) for name, s in scores.items()}
-
-    content: dict[str, Any] = {"readout": result.readout, "seconds": round(seconds, 1)}
-    if result.readouts is not None and result.floor is not None:
-        content |= {"test": plain({**result.readouts, "majority mask": result.floor, **result.rivals})}
+    scores = {**(result.readouts or {}), **result.rivals}
+    if result.floor is not None:
+        scores["majority mask"] = result.floor
+    content = {
+        "readout": result.readout,
+        "seconds": round(seconds, 1),
+        "test": {name: dataclasses.asdict(s) for name, s in scores.items()},
+    }
     folder.write_json("results.json", content)
 
 

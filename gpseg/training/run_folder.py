@@ -58,6 +58,27 @@ class RunFolder:
         self._writer: SummaryWriter | None = None
         self._first_step = 0
 
+    @staticmethod
+    def check(out: Path | None, resume: bool) -> None:
+        """Find out early whether `open` will refuse the folder.
+
+        Args:
+            out: the folder; None for a new one.
+            resume: continue the run in `out`.
+
+        Raises:
+            InputError: there is no run to continue, or something else is in the way of a new one.
+        """
+        if resume and out is None:
+            raise InputError("--resume: say with --out which run folder to continue")
+        if resume and out is not None and not (out / "config.json").exists():
+            raise InputError(f"{out}: no run to continue there; leave out --resume")
+        taken = out is not None and out.exists() and not (out.is_dir() and not any(out.iterdir()))
+        if not resume and taken:
+            raise InputError(
+                f"{out}: already there and not empty; continue it with --resume or give another --out"
+            )
+
     @classmethod
     def open(
         cls,
@@ -84,8 +105,7 @@ class RunFolder:
             InputError: if `out` exists and isn't empty (a new run), holds no run (to continue), or holds a run with
                 other options.
         """
-        if resume and out is None:
-            raise InputError("--resume: say with --out which run folder to continue")
+        cls.check(out, resume)
         # What JSON makes of the options, so that they compare equal to those read back.
         config = json.loads(json.dumps(dict(config), default=str))
         path = out or _free_path(Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -98,10 +118,6 @@ class RunFolder:
                         f"{path}: that run has {key} = {stored.get(key)}, not {value}; "
                         "give the same option, or start a new run without --resume"
                     )
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(
-                f"{path}: already there and not empty; continue it with --resume or give another --out"
-            )
         try:
             for name in ("checkpoints", "samples"):
                 (path / name).mkdir(parents=True, exist_ok=True)
@@ -114,10 +130,6 @@ class RunFolder:
         file = self.path / "config.json"
         try:
             config = json.loads(file.read_text())
-        except FileNotFoundError as error:
-            raise InputError(
-                f"{self.path}: no run to continue there; leave out --resume"
-            ) from error
         except json.JSONDecodeError as error:
             raise InputError(f"{file}: can't be read ({error}); start a new run") from error
         assert isinstance(config, dict)
