@@ -63,7 +63,9 @@ def plan_resampling(
         px0, px1 = px0 + (fw - down + 1) // 2, px1 + (fw - down) // 2
         py0, py1 = py0 + (fh - down + 1) // 2, py1 + (fh - down) // 2
     padding = (px0, px1, py0, py1)
-    gain = float(up**2)  # of up² samples on the finer grid one is not an inserted zero: this keeps the mean
+    gain = float(
+        up**2
+    )  # of up² samples on the finer grid one is not an inserted zero: this keeps the mean
 
     if up > 1 and down > 1:
         return Plan(Fir(up=up, padding=padding, gain=gain), Convolution(), Fir(down=down))

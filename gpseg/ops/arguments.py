@@ -61,7 +61,7 @@ def filter_padding(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
 
 
 def _integers(name: str, value: Sequence[int], lengths: tuple[int, ...]) -> list[int]:
-    values = list(value)
+    values = list(value) if isinstance(value, Sequence) else []
     if len(values) not in lengths or not all(isinstance(v, (int, torch.SymInt)) for v in values):
         wanted = " or ".join(str(n) for n in lengths)
         raise ValueError(f"{name} must be an int or {wanted} ints, got {value!r}")

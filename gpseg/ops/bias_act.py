@@ -78,12 +78,16 @@ _bias_act = register(
 )
 
 
-def _gradient_kernel(dy: Tensor, x: Tensor, b: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _gradient_kernel(
+    dy: Tensor, x: Tensor, b: Tensor | None, *arguments: Any
+) -> tuple[Tensor, Tensor]:
     dx, db = backends.select(x).bias_act_backward(dy, x, b, *arguments)
     return dx, x.new_empty(0) if db is None else db
 
 
-def _gradient_fake(dy: Tensor, x: Tensor, b: Tensor | None, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _gradient_fake(
+    dy: Tensor, x: Tensor, b: Tensor | None, *arguments: Any
+) -> tuple[Tensor, Tensor]:
     return empty_in_layout_of(x, x.shape), x.new_empty(0) if b is None else b.new_empty(b.shape)
 
 
@@ -125,7 +129,11 @@ def _second_kernel(
 def _second_fake(
     ddx: Tensor | None, ddb: Tensor | None, dy: Tensor, x: Tensor, b: Tensor | None, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return empty_in_layout_of(x, x.shape), empty_in_layout_of(x, x.shape), x.new_empty(0) if b is None else b.new_empty(b.shape)
+    return (
+        empty_in_layout_of(x, x.shape),
+        empty_in_layout_of(x, x.shape),
+        x.new_empty(0) if b is None else b.new_empty(b.shape),
+    )
 
 
 def _no_third_order(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:

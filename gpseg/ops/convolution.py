@@ -32,7 +32,14 @@ def no_weight_grad() -> Iterator[None]:
     It acts on backward passes run inside it, on all threads; their gradients with respect to the
     input stay differentiable in everything, weights included.
     """
-    before, _WeightGrad.off = _WeightGrad.off, True
+    with weight_grad(off=True):
+        yield
+
+
+@contextmanager
+def weight_grad(off: bool) -> Iterator[None]:
+    """Turn gradients to convolution weights off or, inside `no_weight_grad`, on again."""
+    before, _WeightGrad.off = _WeightGrad.off, off
     try:
         yield
     finally:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from gpseg import backends
 from gpseg.backends import modulated_conv
-from gpseg.backends.layout import empty_in_layout_of
-from gpseg.backends.modulated_conv import Layer, convolved_size, filter_taps
+from gpseg.backends.layout import accumulate_dtype, empty_in_layout_of
+from gpseg.backends.modulated_conv import Layer, convolved_size
 from gpseg.backends.resampling import oriented_weight
 from gpseg.ops.arguments import (
     check_device,
@@ -22,6 +22,7 @@ from gpseg.ops.convolution import (
     check_factors,
     check_weight,
     conv2d_resample,
+    weight_grad,
     weight_grad_is_off,
 )
 from gpseg.ops.registration import register
@@ -91,6 +92,13 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.backend = backends.forced_backend()
 
 
+def _given(
+    needs_input: bool, needs_weight: bool, bias: Tensor | None, noise: Tensor | None
+) -> tuple[bool, ...]:
+    """Which results of the backward op are gradients; the others are empty, as a schema can't have None there."""
+    return needs_input, needs_weight, needs_input, bias is not None, noise is not None
+
+
 def _backward(ctx: Any, dy: Tensor | None, dc: None) -> tuple[Any, ...]:
     needs = ctx.needs_input_grad
     if dy is None:
@@ -102,7 +110,7 @@ def _backward(ctx: Any, dy: Tensor | None, dc: None) -> tuple[Any, ...]:
         gradients = modulated_conv2d_act_backward(
             dy, x, weight, styles, bias, noise, f, c, needs_input, needs_weight, *ctx.layer
         )
-    given = (needs_input, needs_weight, needs_input, bias is not None, noise is not None)
+    given = _given(needs_input, needs_weight, bias, noise)
     kept = [g if has else None for g, has in zip(gradients, given, strict=True)]
     return *kept, *(None,) * (len(needs) - len(kept))
 
@@ -183,38 +191,38 @@ def _gradient_backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
     c, which the backward op is given to save time, is a function of the other inputs: their gradients
     below account for it.
     """
-    dy, x, weight, styles, bias, noise, f = ctx.saved_tensors
-    with torch.enable_grad(), backends.use_backend(ctx.backend):
-        inputs = [
-            t if t is None or t.requires_grad else t.detach().requires_grad_()
-            for t in (dy, x, weight, styles, bias, noise)
+    *tensors, f = ctx.saved_tensors
+    nothing = (None,) * len(ctx.needs_input_grad)
+    needed = [*ctx.needs_input_grad[: len(tensors)]]
+    needed[2] = needed[2] and not weight_grad_is_off()
+    with torch.enable_grad(), backends.use_backend(ctx.backend), weight_grad(off=False):
+        # Views, because the saved tensors may depend on each other through the caller's graph (dy on x, x on
+        # styles): derivatives with respect to the views can't take that path, and still lead to a third order.
+        inputs: list[Any] = [
+            t if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
+            for t in tensors
         ]
-        y = _composed(*inputs[1:], f, _layer(ctx.layer))
-        first_inputs = [t for t in inputs[1:] if t is not None]
-        firsts = torch.autograd.grad(y, first_inputs, inputs[0], create_graph=True)
-        present = iter(firsts)
-        by_input = [None if t is None else next(present) for t in inputs[1:]]
-        pairs = [
-            (first, g)
-            for first, g in zip(by_input, cotangents, strict=True)
-            if first is not None and g is not None and first.requires_grad
+        given = _given(ctx.needs_input, ctx.needs_weight, *tensors[-2:])
+        asked = [
+            i
+            for i, (g, has) in enumerate(zip(cotangents, given, strict=True), start=1)
+            if has and g is not None
         ]
-        wanted = [t for t, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
-        if not pairs or not wanted:
-            return (None,) * len(ctx.needs_input_grad)
+        if not asked or not any(needed):
+            return nothing
+        dy, x, weight, styles, bias, noise = inputs
+        y = _composed(x, weight, styles, bias, noise, f, _layer(ctx.layer))
+        firsts = torch.autograd.grad(y, [inputs[i] for i in asked], dy, create_graph=True)
     seconds = iter(
         torch.autograd.grad(
-            [first for first, _ in pairs],
-            wanted,
-            [g for _, g in pairs],
+            firsts,
+            [t for t, wanted in zip(inputs, needed, strict=True) if wanted],
+            [cotangents[i - 1] for i in asked],
             create_graph=torch.is_grad_enabled(),
             allow_unused=True,
         )
     )
-    return tuple(
-        next(seconds) if needed and i < len(inputs) else None
-        for i, needed in enumerate(ctx.needs_input_grad)
-    )
+    return *(next(seconds) if wanted else None for wanted in needed), *nothing[len(needed) :]
 
 
 modulated_conv2d_act_backward = register(
@@ -238,7 +246,7 @@ def _composed(
     layer: Layer,
 ) -> Tensor:
     """The layer as its definition reads, of ops that are differentiable again."""
-    s = styles.to(torch.promote_types(styles.dtype, torch.float32))
+    s = styles.to(accumulate_dtype(x.dtype))
     y = conv2d_resample(
         (x * s[:, :, None, None]).to(x.dtype),
         weight,
@@ -253,6 +261,10 @@ def _composed(
         y = (y * d[:, :, None, None]).to(x.dtype)
     if noise is not None:
         y = y + noise.to(y.dtype)
+    if layer.act == "linear" and layer.clamp < 0:
+        # bias_act ends at the second order, this does not
+        z = y if bias is None else y + bias.to(y.dtype)[:, None, None]
+        return z * layer.gain
     clamp = None if layer.clamp < 0 else layer.clamp
     return bias_act(y, bias, 1, layer.act, layer.alpha, layer.gain, clamp)
 
@@ -303,8 +315,11 @@ def modulated_conv2d_act(
     check_device(op, "styles", styles, x)
     if styles.shape != x.shape[:2]:
         raise ValueError(f"{op}: styles must be {[*x.shape[:2]]}, got {[*styles.shape]}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"{op}: bias must be {[weight.shape[0]]}, got {[*bias.shape]}")
+    if bias is not None:
+        check_floating(op, "bias", bias)
+        check_device(op, "bias", bias, x)
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(f"{op}: bias must be {[weight.shape[0]]}, got {[*bias.shape]}")
     activation = activation_arguments(op, act, alpha, gain, clamp)
     layer = Layer(up, down, filter_padding(padding), demodulate, flip_weight, *activation)
     size = _output_size(x, weight, resample_filter, layer)

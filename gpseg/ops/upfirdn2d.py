@@ -1,5 +1,6 @@
 """Upsampling, FIR filtering and downsampling in one pass (Karras et al. 2019, arXiv 1912.04958)."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -106,22 +107,30 @@ def setup_filter(
         float32 filter `[taps]` (separable) or `[fh, fw]`.
 
     Raises:
-        ValueError: the taps are not 1-D or 2-D, are empty, sum to 0 while `normalize` is on, or a 2-D filter is
-            to be separable.
+        ValueError: the taps are not 1-D or 2-D, are empty, sum to 0 while `normalize` is on, or a 2-D filter or
+            a negative gain is to be separable.
     """
     taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32)
     taps = taps[None] if taps.ndim == 0 else taps
     if taps.ndim > 2 or taps.numel() == 0:
-        raise ValueError(f"a filter has one or two dimensions and at least one tap, got {[*taps.shape]}")
+        raise ValueError(
+            f"a filter has one or two dimensions and at least one tap, got {[*taps.shape]}"
+        )
     if separable is None:
         separable = taps.ndim == 1 and taps.numel() >= 8
     if separable and taps.ndim != 1:
         raise ValueError(f"a filter of size {[*taps.shape]} can't be separable: give its 1-D taps")
     if taps.ndim == 1 and not separable:
         taps = taps.outer(taps)
+    if taps.ndim == 1 and gain < 0:
+        raise ValueError(
+            f"gain {gain}: a separable filter, applied along both axes, can't change the sign"
+        )
     if normalize:
         if taps.sum() == 0:
-            raise ValueError("the filter's taps sum to 0: it can't be normalised, pass normalize=False")
+            raise ValueError(
+                "the filter's taps sum to 0: it can't be normalised, pass normalize=False"
+            )
         taps = taps / taps.sum()
     if flip_filter:
         taps = taps.flip(list(range(taps.ndim)))
@@ -161,14 +170,14 @@ def upfirdn2d(
     check_filter("upfirdn2d", f, x)
     up_xy, down_xy = pair("up", up, least=1), pair("down", down, least=1)
     pads = filter_padding(padding)
-    n, c, out_h, out_w = output_size(x.shape, f, up_xy, down_xy, pads)
+    _, _, out_h, out_w = output_size(x.shape, f, up_xy, down_xy, pads)
     if out_h < 1 or out_w < 1:
         raise ValueError(
             f"upfirdn2d: the result would be {out_h} x {out_w}; an input of {x.shape[2]} x {x.shape[3]} with"
             f" up={up}, padding={padding} is smaller than the filter of {filter_taps(f)} taps"
         )
     if f is not None and gain != 1:
-        f, gain = f * gain ** (f.ndim / 2), 1
+        f, gain = f * abs(gain) ** (f.ndim / 2), math.copysign(1, gain)
     y: Tensor = _upfirdn2d(x, f, up_xy, down_xy, pads, flip_filter, float(gain))
     return y
 

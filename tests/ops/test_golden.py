@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from comparison import BACKENDS, relative_rms
 from safetensors.torch import load_file
 
 from gpseg import ops
@@ -12,12 +13,6 @@ from gpseg import ops
 DATA = Path(__file__).parents[1] / "data"
 CASES = json.loads((DATA / "golden_cases.json").read_text())
 TENSORS = load_file(DATA / "golden.safetensors")
-BACKENDS = [name for name, off in ops.backends().items() if off is None]
-
-
-def relative_rms(got: torch.Tensor, want: torch.Tensor) -> float:
-    assert got.shape == want.shape
-    return float((got.detach() - want).square().mean().sqrt() / want.square().mean().sqrt().clamp(min=1e-30))
 
 
 def tensors_of(index: int) -> dict[str, torch.Tensor]:

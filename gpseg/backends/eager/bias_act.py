@@ -63,12 +63,8 @@ ACTIVATIONS = {
     ),
     "selu": Activation(
         lambda z, a: functional.selu(z),
-        lambda z, a: (
-            _SELU_SCALE * torch.where(z > 0, 1.0, _SELU_ALPHA * torch.exp(z.clamp(max=0)))
-        ),
-        lambda z, a: (
-            _SELU_SCALE * _SELU_ALPHA * torch.where(z > 0, 0.0, torch.exp(z.clamp(max=0)))
-        ),
+        lambda z, a: _SELU_SCALE * torch.where(z > 0, 1.0, _SELU_ALPHA * torch.exp(z.clamp(max=0))),
+        lambda z, a: _SELU_SCALE * _SELU_ALPHA * torch.where(z > 0, 0.0, torch.exp(z.clamp(max=0))),
     ),
     # past 40 the linear branch is exact in float64 too; torch's default of 20 is not
     "softplus": Activation(
@@ -85,7 +81,9 @@ def _along(b: Tensor, x: Tensor, dim: int) -> Tensor:
 
 
 def _summed(x: Tensor, b: Tensor, dim: int) -> Tensor:
-    return x.sum([i for i in range(x.ndim) if i != dim]).to(b.dtype)
+    others = [i for i in range(x.ndim) if i != dim]
+    # torch takes the sum over no dimensions for the sum over all
+    return (x.sum(others) if others else x).to(b.dtype)
 
 
 def bias_act(

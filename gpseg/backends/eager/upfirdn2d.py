@@ -1,6 +1,5 @@
 """upfirdn2d as its definition reads: insert zeros, pad, filter, decimate."""
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,10 +17,12 @@ def upfirdn2d(
 ) -> Tensor:
     """Upsample, pad, filter and downsample `x [N, C, H, W]`; arguments as in `gpseg.ops.upfirdn2d`."""
     n, c, h, w = x.shape
-    (upx, upy), (downx, downy), (px0, px1, py0, py1) = up, down, padding
+    (upx, upy), (downx, downy) = up, down
     z = x.to(accumulate_dtype(x.dtype)).reshape(n, c, h, 1, w, 1)
     z = functional.pad(z, [0, upx - 1, 0, 0, 0, upy - 1]).reshape(n, c, h * upy, w * upx)
-    z = functional.pad(z, [px0, px1, py0, py1])  # negative amounts crop
+    # negative amounts crop; in two steps, as more may go on one side than there is before the other is padded
+    z = functional.pad(z, [max(p, 0) for p in padding])
+    z = functional.pad(z, [min(p, 0) for p in padding])
     if f is None:
         z = z * gain
     else:

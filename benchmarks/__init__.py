@@ -1,0 +1,1 @@
+"""Speed of gpseg's operators against the usual composition of PyTorch calls."""

@@ -1,0 +1,212 @@
+"""The one list of named problems: operators with sizes, for tests, benchmarks and documentation alike."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpseg import ops
+
+BINOMIAL = (1.0, 3.0, 3.0, 1.0)
+"""StyleGAN2's resampling filter."""
+
+UNEVEN = (1.0, 4.0, 3.0)
+"""An odd number of taps, not symmetric: shows a mirrored filter and padding on the wrong side."""
+
+SYM6 = (
+    0.015404109327027373,
+    0.0034907120842174702,
+    -0.11799011114819057,
+    -0.048311742585633,
+    0.4910559419267466,
+    0.787641141030194,
+    0.3379294217276218,
+    -0.07263752278646252,
+    -0.021060292512300564,
+    0.04472490177066578,
+    0.0017677118642428036,
+    -0.007800708325034148,
+)
+"""The 12-tap wavelet filter that adaptive augmentation resamples with (Karras et al. 2020, arXiv 2006.06676)."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call of an operator of `gpseg.ops`.
+
+    Args:
+        name: as tests, tables and documentation call it.
+        op: the function's name in `gpseg.ops`.
+        sizes: the tensors that it is called with, by argument name; all of them take gradients.
+        options: its other arguments.
+        taps: the resampling filter, 1-D or 2-D; None for none.
+        separable: keep a 1-D filter 1-D; None leaves it to `setup_filter`.
+    """
+
+    name: str
+    op: str
+    sizes: Mapping[str, Sequence[int]]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    taps: Sequence[float] | Sequence[Sequence[float]] | None = None
+    separable: bool | None = None
+
+    def tensors(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Tensor]:
+        """The tensors by argument name, drawn from a normal distribution, the same for every dtype but rounded.
+
+        Weights are scaled so that the result is of order 1.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        drawn = {}
+        for name, size in self.sizes.items():
+            t = torch.randn(*size, generator=generator, dtype=torch.float64)
+            if name in ("weight", "w"):
+                t = t / t[0].numel() ** 0.5
+            drawn[name] = t.to(dtype)
+        return drawn
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that are not in `tensors`, the filter among them."""
+        filter_name = "resample_filter" if self.op.startswith("modulated") else "f"
+        if self.op == "bias_act" or (self.taps is None and self.op != "upfirdn2d"):
+            return dict(self.options)
+        f = None if self.taps is None else ops.setup_filter(self.taps, separable=self.separable)
+        return {**self.options, filter_name: f}
+
+    def call(self, module: ModuleType, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Call the operator as `module` has it: `gpseg.ops` or something that follows its signatures."""
+        y: Tensor = getattr(module, self.op)(**tensors, **self.arguments())
+        return y
+
+
+def _layer(
+    n: int, i: int, o: int, size: int, k: int, up: int = 1, **options: Any
+) -> dict[str, Any]:
+    """Sizes and options of a synthesis layer whose output is `size` pixels wide."""
+    return {
+        "op": "modulated_conv2d_act",
+        "sizes": {
+            "x": (n, i, size // up, size // up),
+            "weight": (o, i, k, k),
+            "styles": (n, i),
+            "bias": (o,),
+            "noise": (size, size),
+        },
+        "options": {"up": up, "padding": k // 2, "flip_weight": up == 1, **options},
+        "taps": BINOMIAL if up > 1 else None,
+    }
+
+
+SMALL = (
+    Problem(
+        "fir-none",
+        "upfirdn2d",
+        {"x": (2, 3, 5, 6)},
+        {"up": 2, "padding": (1, 0, -1, 2), "gain": 3.0},
+    ),
+    Problem("fir-1d", "upfirdn2d", {"x": (2, 3, 7, 6)}, {"padding": 1, "gain": 0.5}, UNEVEN, True),
+    Problem(
+        "fir-2d-uneven",
+        "upfirdn2d",
+        {"x": (2, 2, 7, 6)},
+        {"up": (2, 3), "down": (3, 1), "padding": (2, -1, 3, 1), "flip_filter": True},
+        ((1.0, 2.0, 0.5), (3.0, -1.0, 2.0)),
+    ),
+    Problem("filter2d", "filter2d", {"x": (2, 3, 8, 9)}, {"flip_filter": True}, UNEVEN),
+    Problem("upsample2d", "upsample2d", {"x": (2, 3, 6, 5)}, {}, BINOMIAL),
+    Problem("upsample2d-1d", "upsample2d", {"x": (2, 9, 6, 5)}, {}, BINOMIAL, True),
+    Problem("downsample2d", "downsample2d", {"x": (2, 3, 8, 10)}, {}, BINOMIAL),
+    Problem("upsample2d-12", "upsample2d", {"x": (1, 2, 9, 8)}, {}, SYM6),
+    Problem("downsample2d-12", "downsample2d", {"x": (1, 2, 16, 18)}, {"padding": 1}, SYM6),
+    Problem("linear-clamp", "bias_act", {"x": (2, 5, 4, 3), "b": (5,)}, {"clamp": 0.8}),
+    Problem("lrelu", "bias_act", {"x": (2, 5, 4, 3), "b": (5,)}, {"act": "lrelu", "clamp": 0.9}),
+    Problem("relu", "bias_act", {"x": (2, 9, 4, 4), "b": (4,)}, {"act": "relu", "dim": 3}),
+    Problem("tanh", "bias_act", {"x": (2, 9, 4, 4), "b": (2,)}, {"act": "tanh", "dim": 0}),
+    Problem("sigmoid", "bias_act", {"x": (2, 9, 4, 4)}, {"act": "sigmoid", "gain": 2.0}),
+    Problem("elu", "bias_act", {"x": (2, 5, 3, 4), "b": (5,)}, {"act": "elu", "clamp": 0.7}),
+    Problem("selu", "bias_act", {"x": (2, 5, 3, 4), "b": (3,)}, {"act": "selu", "dim": -2}),
+    Problem("softplus", "bias_act", {"x": (2, 5, 3, 4), "b": (5,)}, {"act": "softplus"}),
+    Problem("swish", "bias_act", {"x": (2, 5, 3, 4), "b": (5,)}, {"act": "swish", "gain": -0.6}),
+    Problem(
+        "conv",
+        "conv2d_resample",
+        {"x": (2, 4, 6, 5), "w": (6, 2, 3, 3)},
+        {"padding": 1, "groups": 2},
+    ),
+    Problem(
+        "conv-up",
+        "conv2d_resample",
+        {"x": (2, 3, 5, 4), "w": (4, 3, 3, 3)},
+        {"up": 2, "padding": 1},
+        BINOMIAL,
+    ),
+    Problem(
+        "conv-down",
+        "conv2d_resample",
+        {"x": (2, 3, 8, 7), "w": (4, 3, 3, 3)},
+        {"down": 2, "padding": 1, "flip_weight": False},
+        BINOMIAL,
+    ),
+    Problem(
+        "conv-1x1-up", "conv2d_resample", {"x": (2, 3, 4, 4), "w": (5, 3, 1, 1)}, {"up": 2}, UNEVEN
+    ),
+    Problem(
+        "modulated",
+        "modulated_conv2d",
+        {"x": (2, 3, 6, 5), "weight": (4, 3, 3, 3), "styles": (2, 3), "noise": (2, 1, 6, 5)},
+        {"padding": 1},
+    ),
+    Problem(
+        "modulated-down",
+        "modulated_conv2d",
+        {"x": (2, 3, 8, 6), "weight": (4, 3, 3, 3), "styles": (2, 3)},
+        {"down": 2, "padding": 1, "demodulate": False, "flip_weight": False},
+        BINOMIAL,
+    ),
+    Problem("layer", **_layer(2, 3, 4, 6, 3, clamp=1.2)),
+    Problem("layer-up", **_layer(2, 3, 9, 8, 3, up=2, clamp=1.2)),
+    Problem("layer-swish", **_layer(2, 3, 4, 8, 3, up=2, act="swish")),
+    Problem("to-rgb", **_layer(2, 5, 3, 6, 1, demodulate=False, act="linear", clamp=1.0)),
+)
+"""Every operator in the variants that matter, small enough to test in all combinations."""
+
+NAMED = (
+    Problem("upsample2d-256", "upsample2d", {"x": (1, 64, 256, 256)}, {}, BINOMIAL),
+    Problem("downsample2d-256", "downsample2d", {"x": (1, 64, 256, 256)}, {}, BINOMIAL),
+    Problem("filter2d-256", "filter2d", {"x": (1, 64, 256, 256)}, {}, BINOMIAL),
+    Problem("upsample2d-12-256", "upsample2d", {"x": (1, 3, 256, 256)}, {}, SYM6),
+    Problem("downsample2d-12-256", "downsample2d", {"x": (1, 3, 512, 512)}, {}, SYM6),
+    Problem(
+        "bias_act-lrelu-clamp-256",
+        "bias_act",
+        {"x": (1, 64, 256, 256), "b": (64,)},
+        {"act": "lrelu", "clamp": 256.0},
+    ),
+    Problem(
+        "bias_act-swish-256", "bias_act", {"x": (1, 64, 256, 256), "b": (64,)}, {"act": "swish"}
+    ),
+    Problem("layer-64", **_layer(4, 64, 64, 64, 3, clamp=256.0)),
+    Problem("layer-up-64", **_layer(4, 128, 64, 64, 3, up=2, clamp=256.0)),
+    Problem("to-rgb-64", **_layer(4, 64, 3, 64, 1, demodulate=False, act="linear", clamp=256.0)),
+    Problem("layer-256", **_layer(1, 32, 32, 256, 3, clamp=256.0)),
+    Problem("layer-up-256", **_layer(1, 64, 32, 256, 3, up=2, clamp=256.0)),
+    Problem(
+        "conv-down-64",
+        "conv2d_resample",
+        {"x": (4, 64, 64, 64), "w": (128, 64, 3, 3)},
+        {"down": 2, "padding": 1},
+        BINOMIAL,
+    ),
+)
+"""What training and inference spend their time on, at their sizes."""
+
+
+def by_name(name: str) -> Problem:
+    """The problem of that name.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return {p.name: p for p in (*SMALL, *NAMED)}[name]

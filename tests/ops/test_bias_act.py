@@ -1,0 +1,168 @@
+"""bias_act: derivatives of every activation, the clamp's edge, scalars in double, bad arguments."""
+
+from typing import Any
+
+import pytest
+import torch
+from comparison import BACKENDS, relative_rms
+from torch import Tensor
+
+from benchmarks import textbook
+from gpseg import ops
+from gpseg.ops.bias_act import ACTIVATIONS
+
+F64 = torch.float64
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("clamp", [None, 0.6])
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_gradients(act: str, clamp: float | None, backend: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 2, 2, dtype=F64, generator=generator).requires_grad_()
+    b = torch.randn(3, dtype=F64, generator=generator).requires_grad_()
+
+    def call(x: Tensor, b: Tensor | None) -> Tensor:
+        return ops.bias_act(x, b, act=act, clamp=clamp)
+
+    with ops.use_backend(backend):
+        for arguments in ((x, b), (x, None), (x.detach(), b)):
+            assert torch.autograd.gradcheck(call, arguments)
+            assert torch.autograd.gradgradcheck(call, arguments)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_far_from_zero(act: str, backend: str) -> None:
+    """Nothing overflows to NaN where the result and both derivatives are finite."""
+    for dtype in (torch.float32, F64):
+        x = torch.tensor([-1e4, -90.0, -30.0, -1e-3, 1e-3, 30.0, 90.0, 1e4], dtype=dtype)[None]
+        want = x.double().requires_grad_()
+        x.requires_grad_()
+        with ops.use_backend(backend):
+            y = ops.bias_act(x, act=act)
+            (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+            second = torch.autograd.grad(dx.sum(), x)[0]
+        wanted = textbook.bias_act(want, act=act)
+        (wanted_dx,) = torch.autograd.grad(wanted.sum(), want)
+        rtol = 1e-5 if dtype == torch.float32 else 1e-12
+        torch.testing.assert_close(y.double(), wanted, rtol=rtol, atol=1e-7)
+        torch.testing.assert_close(dx.double(), wanted_dx, rtol=rtol, atol=1e-7)
+        assert second.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("dtype", "clamp"),
+    [
+        (torch.float16, 1.5),
+        (torch.bfloat16, 1.5),
+        (torch.float32, 1.5),
+        (
+            torch.float32,
+            0.1,
+        ),  # not a binary fraction: the limit itself is rounded, as torch.clamp rounds it
+        (F64, 0.1),
+    ],
+)
+@pytest.mark.parametrize("act", ["linear", "lrelu"])
+def test_gradient_at_the_clamp(act: str, dtype: torch.dtype, clamp: float, backend: str) -> None:
+    limit = torch.tensor(clamp, dtype=dtype)
+    beyond = (
+        torch.nextafter(limit.float(), torch.tensor(9.0)) if dtype == torch.float32 else limit * 2
+    )
+    x = torch.stack([limit, beyond.to(dtype), limit / 2, 4 * limit]).requires_grad_()
+    with ops.use_backend(backend):
+        y = ops.bias_act(x[None], act=act, gain=1, clamp=clamp)
+        (dx,) = torch.autograd.grad(y.sum(), x)
+    assert y[0].tolist() == [limit, limit, limit / 2, limit]
+    assert dx.tolist() == [1, 0, 1, 0]
+    if act == "linear":
+        with ops.use_backend(backend):
+            (dx,) = torch.autograd.grad(ops.bias_act(-x[None], gain=1, clamp=clamp).sum(), x)
+        assert dx.tolist() == [-1, 0, -1, 0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_clamp_comes_after_gain(backend: str) -> None:
+    with ops.use_backend(backend):
+        y = ops.bias_act(torch.tensor([[1.0, -1.0, 0.01]]), gain=10, clamp=3)
+    torch.testing.assert_close(y, torch.tensor([[3.0, -3.0, 0.1]]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_clamp_of_zero_is_a_clamp(backend: str) -> None:
+    with ops.use_backend(backend):
+        assert not ops.bias_act(torch.randn(2, 3), clamp=0).any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_scalars_stay_in_double(backend: str) -> None:
+    one = torch.ones(1, 1, dtype=F64)
+    with ops.use_backend(backend):
+        assert ops.bias_act(one, gain=0.1).item() == 0.1
+        assert ops.bias_act(one, clamp=0.1).item() == 0.1
+        assert ops.bias_act(-one, act="lrelu", alpha=0.1, gain=1).item() == -0.1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [(7,), (3, 7), (2, 7, 5), (2, 3, 7, 2, 2)])
+def test_any_number_of_dimensions(size: tuple[int, ...], backend: str) -> None:
+    dim = size.index(7)
+    x, b = torch.randn(size, dtype=F64).requires_grad_(), torch.randn(7, dtype=F64).requires_grad_()
+    dy = torch.randn(size, dtype=F64)
+    want = textbook.bias_act(x, b, dim, "swish")
+    wanted = torch.autograd.grad(want, (x, b), dy)
+    with ops.use_backend(backend):
+        y = ops.bias_act(x, b, dim, "swish")
+        got = torch.autograd.grad(y, (x, b), dy)
+    assert relative_rms(y, want) < 1e-9
+    assert all(relative_rms(g, w) < 1e-9 for g, w in zip(got, wanted, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bias_dtype", [torch.bfloat16, torch.float32, F64])
+def test_bias_of_another_type(bias_dtype: torch.dtype, backend: str) -> None:
+    x = torch.randn(2, 4, 3, 3, dtype=torch.bfloat16, requires_grad=True)
+    b = torch.randn(4, dtype=bias_dtype, requires_grad=True)
+    with ops.use_backend(backend):
+        y = ops.bias_act(x, b, act="lrelu")
+        dx, db = torch.autograd.grad(y.sum(), (x, b), create_graph=True)
+        (ddb,) = torch.autograd.grad(dx.float().sum() + db.sum(), b, allow_unused=True)
+    assert (y.dtype, dx.dtype, db.dtype) == (x.dtype, x.dtype, bias_dtype)
+    assert ddb is None or ddb.dtype == bias_dtype
+    want = textbook.bias_act(x.double(), b.double(), act="lrelu")
+    assert relative_rms(y, want) < 3e-2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_third_derivative_is_refused(backend: str) -> None:
+    x = torch.randn(2, 3, requires_grad=True)
+    with ops.use_backend(backend):
+        (dx,) = torch.autograd.grad(ops.bias_act(x, act="tanh").sum(), x, create_graph=True)
+        (d2x,) = torch.autograd.grad(dx.sum(), x, create_graph=True)
+        with pytest.raises(NotImplementedError, match="differentiable twice"):
+            torch.autograd.grad(d2x.sum(), x)
+
+
+X = torch.zeros(1, 2, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"x": X.long()}, TypeError, "x must be float16.*torch.int64"),
+        ({"b": [0.0, 0.0]}, TypeError, "b must be a tensor, got list"),
+        ({"b": torch.zeros(2).int()}, TypeError, "b must be float16"),
+        ({"b": torch.zeros(3)}, ValueError, r"b must be \[2\] for dimension 1 of x, got \[3\]"),
+        ({"b": torch.zeros(2, 1)}, ValueError, r"b must be \[2\]"),
+        ({"b": torch.zeros(2, device="meta")}, ValueError, "b is on meta but x on cpu"),
+        ({"dim": 4}, ValueError, r"dim 4 is not one of x \[1, 2, 3, 3\]"),
+        ({"act": "gelu"}, ValueError, "unknown activation 'gelu'; there are: linear, relu"),
+        ({"clamp": -1.0}, ValueError, "clamp must be at least 0, got -1"),
+        ({"clamp": float("nan")}, ValueError, "clamp must be at least 0, got nan"),
+    ],
+)
+def test_refuses(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        ops.bias_act(**{"x": X, **arguments})

@@ -1,0 +1,83 @@
+"""Every operator × backend × dtype × layout × direction against the textbook composition in float64."""
+
+import functools
+
+import pytest
+import torch
+from comparison import BACKENDS, DTYPES, LAYOUTS, TOLERANCE, derivatives, relative_rms
+from torch import Tensor
+
+from benchmarks import textbook
+from benchmarks.problems import SMALL, Problem, by_name
+from gpseg import ops
+from gpseg.backends.layout import memory_format_of
+
+FORWARD, BACKWARD, DOUBLE_BACKWARD = range(3)
+BATCHED = [
+    p for p in SMALL if p.options.get("dim") != 0
+]  # a bias along the batch can't lose the batch
+DIRECTIONS = {"forward": FORWARD, "backward": BACKWARD, "double_backward": DOUBLE_BACKWARD}
+
+
+@functools.cache
+def wanted(name: str, dtype: torch.dtype, order: int) -> dict[str, Tensor]:
+    """The textbook's answer in float64 for inputs rounded to `dtype`."""
+    problem = by_name(name)
+    inputs = {k: t.double() for k, t in problem.tensors(dtype).items()}
+    return derivatives(problem, textbook, inputs, order, rounding=dtype)
+
+
+def tolerance(problem: Problem, dtype: torch.dtype, order: int) -> float:
+    half = dtype in (torch.float16, torch.bfloat16)
+    kinked = problem.op == "modulated_conv2d_act" and problem.options.get("act") != "swish"
+    if half and kinked and order > 0:
+        # The convolution's result is rounded before the activation: an element next to the kink of lrelu or
+        # the clamp may fall on the other side, and one of a few hundred is some per cent of the gradient.
+        return TOLERANCE[dtype] * (1, 4, 8)[order]
+    return TOLERANCE[dtype] * (1, 2, 2)[order] if half else TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("problem", SMALL, ids=lambda p: p.name)
+def test_agrees_with_textbook(
+    problem: Problem, backend: str, dtype: torch.dtype, layout: str, direction: str
+) -> None:
+    order = DIRECTIONS[direction]
+    inputs = problem.tensors(dtype)
+    with ops.use_backend(backend):
+        got = derivatives(problem, ops, inputs, order, LAYOUTS[layout], dtype)
+    want = wanted(problem.name, dtype, order)
+    assert got.keys() == want.keys()
+    for name, t in got.items():
+        assert t.dtype == dtype
+        assert relative_rms(t, want[name]) < tolerance(problem, dtype, order), name
+    if order < DOUBLE_BACKWARD:
+        x = LAYOUTS[layout](inputs["x"])
+        images = got["y" if order == FORWARD else "x"]
+        assert images.is_contiguous(memory_format=memory_format_of(x))
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("problem", BATCHED, ids=lambda p: p.name)
+def test_empty_batch(problem: Problem, backend: str, dtype: torch.dtype, direction: str) -> None:
+    order = DIRECTIONS[direction]
+    full = problem.tensors(dtype)
+    batch = full["x"].shape[0]
+    per_sample = [
+        k for k, t in full.items() if k in ("x", "styles", "noise") and t.shape[0] == batch
+    ]
+    inputs = {k: t[:0] if k in per_sample else t for k, t in full.items()}
+    with ops.use_backend(backend):
+        got = derivatives(problem, ops, inputs, order)
+        shape = problem.call(ops, full).shape
+    for name, t in got.items():
+        if name in ("y", "dy"):
+            assert t.shape == (0, *shape[1:])
+        else:
+            assert t.shape == inputs[name].shape
+        assert not t.any(), name  # a sum over no samples is 0

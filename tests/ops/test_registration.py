@@ -1,0 +1,190 @@
+"""The contract of every registered op: opcheck, torch.compile."""
+
+from typing import Any
+
+import pytest
+import torch
+from comparison import BACKENDS, LAYOUTS, relative_rms
+from torch import Tensor
+
+from benchmarks.problems import BINOMIAL
+from gpseg import ops
+from gpseg.models.stylegan2 import SynthesisBlock
+
+# what the tests of this file call, op by op: arguments follow the schemas
+RESAMPLING = ([2, 1], [1, 2], [2, 1, 0, 1], False, 0.5)
+ACTIVATION = (1, "swish", 0.0, 1.2, 0.7)
+LAYER = (2, 1, [1, 1, 1, 1], True, False, "lrelu", 0.2, 1.4, 0.9)
+CONVOLUTION = ([2, 2], [1, 1])
+
+
+def leaf(*size: int, layout: str = "nchw") -> Tensor:
+    return LAYOUTS[layout](torch.randn(size, dtype=torch.float64)).detach().requires_grad_()
+
+
+def samples(layout: str) -> dict[str, list[tuple[Any, ...]]]:
+    """Arguments for each registered op, by name."""
+
+    def image(*size: int) -> Tensor:
+        return leaf(*size, layout=layout)
+
+    f = ops.setup_filter(BINOMIAL)
+    x, b, up = image(2, 3, 5, 4), leaf(3), image(2, 4, 10, 8)
+    weight, styles = image(4, 3, 3, 3), leaf(2, 3)
+    layer = (x, weight, styles, leaf(4), leaf(10, 8), f)
+    bare = (x, weight, styles, None, None, None)
+    affine = (1, 1, [1, 1, 1, 1], False, True, "linear", 0.0, 1.0, -1.0)
+    small = image(2, 4, 3, 2)
+    return {
+        "upfirdn2d": [(x, f, *RESAMPLING), (x, None, *RESAMPLING)],
+        "bias_act": [(x, b, *ACTIVATION), (x, None, *ACTIVATION)],
+        "bias_act_backward": [
+            (image(2, 3, 5, 4), x, b, *ACTIVATION),
+            (image(2, 3, 5, 4), x, None, *ACTIVATION),
+        ],
+        "bias_act_double_backward": [
+            (
+                image(2, 3, 5, 4).detach(),
+                b.detach(),
+                x.detach(),
+                x.detach(),
+                b.detach(),
+                *ACTIVATION,
+            ),
+            (None, b.detach(), x.detach(), x.detach(), b.detach(), *ACTIVATION),
+        ],
+        "conv2d": [
+            (x, weight, *CONVOLUTION, False, [0, 0], 1),
+            (small, weight, *CONVOLUTION, True, [1, 0], 1),
+        ],
+        "conv2d_weight_grad": [(x, small, [4, 3, 3, 3], *CONVOLUTION, 1)],
+        "modulated_conv2d_act": [(*layer, True, *LAYER), (*bare, True, *affine)],
+        "modulated_conv2d_act_backward": [
+            (up, *layer, up.detach(), True, True, *LAYER),
+            (image(2, 4, 5, 4), *bare, torch.empty(0, dtype=torch.float64), True, False, *affine),
+        ],
+    }
+
+
+def registered() -> set[str]:
+    names = torch._C._dispatch_get_all_op_names()
+    return {name.removeprefix("gpseg::") for name in names if name.startswith("gpseg::")}
+
+
+def test_every_registered_op_is_sampled() -> None:
+    assert registered() == samples("nchw").keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("name", samples("nchw"))
+def test_opcheck(name: str, layout: str) -> None:
+    cases = samples(layout)[name]
+    for arguments in cases if layout == "nchw" else cases[:1]:
+        torch.library.opcheck(getattr(torch.ops.gpseg, name).default, arguments)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", samples("nchw"))
+def test_fake_kernels_match_the_real_strides(name: str, layout: str, backend: str) -> None:
+    """Compiled code trusts the strides that fake kernels promise; of every backend, for every layout."""
+    op = getattr(torch.ops.gpseg, name).default
+    for arguments in samples(layout)[name]:
+        with torch.no_grad(), ops.use_backend(backend):
+            real = op(*arguments)
+        with torch._subclasses.FakeTensorMode() as mode, torch.no_grad():
+            fake = op(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in arguments))
+        pairs = [(real, fake)] if isinstance(real, Tensor) else zip(real, fake, strict=True)
+        for r, k in pairs:
+            assert (r.shape, r.stride(), r.dtype, r.device) == (
+                k.shape,
+                k.stride(),
+                k.dtype,
+                k.device,
+            )
+
+
+FILTER = ops.setup_filter(BINOMIAL)
+
+
+def block(
+    x: Tensor, img: Tensor, weight: Tensor, styles: Tensor, bias: Tensor, noise: Tensor
+) -> Tensor:
+    """Two layers, colours and the upsampled image below: a synthesis block in plain calls."""
+    f = FILTER
+    x = ops.modulated_conv2d_act(
+        x, weight, styles, bias, noise=noise, up=2, padding=1, resample_filter=f, clamp=2.0
+    )
+    x = ops.modulated_conv2d_act(x, weight, styles.cos(), bias, noise=noise, padding=1)
+    rgb = ops.modulated_conv2d(x, weight[:3, :, :1, :1], styles.sin(), demodulate=False)
+    x = ops.bias_act(ops.conv2d_resample(x, weight, f, down=2, padding=1), bias, act="swish")
+    return ops.upsample2d(img, f) + rgb + ops.upsample2d(x[:, :3], f)
+
+
+def block_inputs(batch: int) -> list[Tensor]:
+    sizes = [(batch, 4, 4, 4), (batch, 3, 4, 4), (4, 4, 3, 3), (batch, 4), (4,), (8, 8)]
+    generator = torch.Generator().manual_seed(batch)
+    return [
+        torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in sizes
+    ]
+
+
+@pytest.fixture
+def fresh_compiler() -> None:
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_function_agrees() -> None:
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    for batch in (2, 3, 5):  # the second makes the batch dynamic
+        inputs = block_inputs(batch)
+        y, want = compiled(*inputs), block(*inputs)
+        assert relative_rms(y, want) < 1e-9
+        got = torch.autograd.grad(y.square().sum(), inputs)
+        for g, wanted in zip(got, torch.autograd.grad(want.square().sum(), inputs), strict=True):
+            assert relative_rms(g, wanted) < 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_dynamic_batch_compiles_once() -> None:
+    graphs = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(block, fullgraph=True, dynamic=True, backend=counting)
+    for batch in (2, 3, 5, 7):
+        compiled(*block_inputs(batch))
+    assert len(graphs) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_synthesis_block_agrees() -> None:
+    torch.manual_seed(0)
+    module = SynthesisBlock(8, 6, 5, 8, 3, conv_clamp=256).double()
+    for name, p in module.named_parameters():
+        if "noise_strength" in name:
+            torch.nn.init.constant_(p, 0.3)
+    compiled = torch.compile(module, fullgraph=True, dynamic=True)
+    for batch in (2, 3):
+        x = leaf(batch, 8, 4, 4, layout="channels_last")
+        img, ws = leaf(batch, 3, 4, 4), leaf(batch, 3, 5)
+        leaves = [x, img, ws, *module.parameters()]
+
+        def run(f: Any, x: Tensor = x, img: Tensor = img, ws: Tensor = ws) -> tuple[Tensor, Tensor]:
+            features, image = f(x, img, ws, noise_mode="const", dtype=torch.float64)
+            return features, image
+
+        got, want = run(compiled), run(module)
+        for g, wanted in zip(got, want, strict=True):
+            assert relative_rms(g, wanted) < 1e-4  # colours and styles are float32
+        gradients = torch.autograd.grad(sum(t.square().sum() for t in got), leaves)
+        wanted = torch.autograd.grad(sum(t.square().sum() for t in want), leaves)
+        for g, w in zip(gradients, wanted, strict=True):
+            assert relative_rms(g, w) < 1e-4
