@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-NAMES = ("eager",)
+NAMES = ("cpp", "eager")
 """Every backend, fastest first: the first one that can serve a call does."""
 
 _forced = threading.local()

@@ -23,7 +23,7 @@ def conv2d(
     """(Transposed) convolution of `x [N, C, H, W]`; the result is in x's layout."""
     layout = memory_format_of(x)
     x, weight = x.contiguous(memory_format=layout), weight.contiguous(memory_format=layout)
-    y = _convolution(
+    y: Tensor = _convolution(
         x, weight, None, stride, padding, [1, 1], transposed, output_padding, groups
     )
     return y.contiguous(memory_format=layout)
@@ -42,9 +42,20 @@ def conv2d_weight_grad(
     x, dy = x.contiguous(memory_format=layout), dy.contiguous(memory_format=layout)
     shape_only = torch.empty(list(size), dtype=x.dtype, device=x.device, memory_format=layout)
     _, dw, _ = _convolution_backward(
-        dy, x, shape_only, None, stride, padding, [1, 1], False, [0, 0], groups, [False, True, False]
+        dy,
+        x,
+        shape_only,
+        None,
+        stride,
+        padding,
+        [1, 1],
+        False,
+        [0, 0],
+        groups,
+        [False, True, False],
     )
-    return dw.contiguous()
+    gradient: Tensor = dw.contiguous()
+    return gradient
 
 
 def output_padding(
@@ -72,8 +83,6 @@ def conv2d_input_grad(
 ) -> Tensor:
     """Gradient of `conv2d` with respect to its input of the given size: the other kind, same weight."""
     extra = (
-        [0, 0]
-        if transposed
-        else output_padding(size_in, dy.shape, weight.shape, stride, padding)
+        [0, 0] if transposed else output_padding(size_in, dy.shape, weight.shape, stride, padding)
     )
     return conv2d(dy, weight, stride, padding, not transposed, extra, groups)

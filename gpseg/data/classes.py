@@ -281,7 +281,8 @@ class Classes:
             raise InputError(
                 f"{path} is an RGB image with colours that are no class's colour; {_SAVE_INDEXED}"
             )
-        return class_ids[slots]
+        ids: np.ndarray = class_ids[slots]
+        return ids
 
     @cached_property
     def _color_codes(self) -> tuple[np.ndarray, np.ndarray]:
@@ -324,7 +325,8 @@ def _area_weights(size: int, fitted: int) -> np.ndarray:
     starts = np.arange(fitted)[:, None] * step
     pixels = np.arange(size)[None, :]
     overlap = np.minimum(starts + step, pixels + 1) - np.maximum(starts, pixels)
-    return (overlap.clip(min=0) / step).astype(np.float32)
+    weights: np.ndarray = (overlap.clip(min=0) / step).astype(np.float32)
+    return weights
 
 
 def _read_indexed(path: Path) -> tuple[np.ndarray, list[Color] | None]:

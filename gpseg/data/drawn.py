@@ -683,7 +683,7 @@ def _draw_hand(canvas: _Canvas, rng: np.random.Generator) -> None:
         color = _any_color(rng)  # a glove
 
     def placed(points: Points) -> Points:
-        return _rotated(points, -angle) + at
+        return np.add(_rotated(points, -angle), at)
 
     canvas.fill(
         placed(np.array([(-0.2, 0.2), (0.2, 0.2), (0.22, 3), (-0.22, 3)])), color, BACKGROUND

@@ -36,9 +36,9 @@ class FinetuneConfig:
 
     steps: int = 1000
     """Training steps."""
-    labelled_batch: int = 8
+    labelled_batch: int = 12
     """Labelled images a step (augmented copies of the few there are)."""
-    unlabelled_batch: int = 8
+    unlabelled_batch: int = 4
     """Unlabelled images a step, for the image stream; 0 leaves them out."""
     ramp: Ramp = "cosine"
     """How the target moves from the image to the part map; direct and fixed are controls."""
@@ -71,9 +71,19 @@ class FinetuneConfig:
 
     def check(self) -> None:
         """Raise InputError for values that can't work."""
-        for name in ("steps", "labelled_batch", "log_steps", "save_steps", "ema_share", "lr", "lr_pretrained"):
+        for name in (
+            "steps",
+            "labelled_batch",
+            "log_steps",
+            "save_steps",
+            "ema_share",
+            "lr",
+            "lr_pretrained",
+        ):
             if getattr(self, name) <= 0:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: give a number above 0")
+                raise InputError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: give a number above 0"
+                )
         if self.unlabelled_batch < 0:
             raise InputError(f"--unlabelled-batch {self.unlabelled_batch}: give 0 or more")
 
@@ -141,11 +151,21 @@ class Finetuner:
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         model = self.model
-        pretrained: list[nn.Module] = [model.encoder.trunk, model.image_stream, model.segmentation_stream]
+        pretrained: list[nn.Module] = [
+            model.encoder.trunk,
+            model.image_stream,
+            model.segmentation_stream,
+        ]
         slow = {id(p) for part in pretrained for p in part.parameters()}
         return [
-            {"params": [p for p in model.parameters() if id(p) in slow], "peak_lr": self.config.lr_pretrained},
-            {"params": [p for p in model.parameters() if id(p) not in slow], "peak_lr": self.config.lr},
+            {
+                "params": [p for p in model.parameters() if id(p) in slow],
+                "peak_lr": self.config.lr_pretrained,
+            },
+            {
+                "params": [p for p in model.parameters() if id(p) not in slow],
+                "peak_lr": self.config.lr,
+            },
         ]
 
     @property
@@ -181,7 +201,9 @@ class Finetuner:
         images, masks = self._batch()
         loss, values = self._losses(images, masks, a)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * learning_rate((self.steps + 1) / (self.config.steps + 1))
+            group["lr"] = group["peak_lr"] * learning_rate(
+                (self.steps + 1) / (self.config.steps + 1)
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -195,18 +217,27 @@ class Finetuner:
         data, config = self.data, self.config
         labelled = self._draw(data.images, config.labelled_batch)
         images, masks = self.augment(
-            to_float(data.images[labelled].to(self.device)), data.masks[labelled].to(self.device), self.random
+            to_float(data.images[labelled].to(self.device)),
+            data.masks[labelled].to(self.device),
+            self.random,
         )
         assert masks is not None
         if config.unlabelled_batch and len(data.unlabelled):
-            more = to_float(data.unlabelled[self._draw(data.unlabelled, config.unlabelled_batch)].to(self.device))
+            more = to_float(
+                data.unlabelled[self._draw(data.unlabelled, config.unlabelled_batch)].to(
+                    self.device
+                )
+            )
             images = torch.cat([images, self.augment(more, None, self.random)[0]])
         return images.contiguous(memory_format=torch.channels_last), masks
 
     def _draw(self, pool: Tensor, count: int) -> Tensor:
         """Indices of `count` images: every image comes up before one comes up again within a batch."""
         rounds = math.ceil(count / len(pool))
-        order = [torch.randperm(len(pool), generator=self.random, device=self.device) for _ in range(rounds)]
+        order = [
+            torch.randperm(len(pool), generator=self.random, device=self.device)
+            for _ in range(rounds)
+        ]
         return torch.cat(order)[:count].cpu()
 
     def _losses(self, images: Tensor, masks: Tensor, a: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -217,7 +248,8 @@ class Finetuner:
         target = interpolated_target(images[: len(masks)], masks, model.palette, a)
         values = {
             "image": (streams.reconstruction - images).square().mean(),
-            "perceptual": self.perceptual(streams.reconstruction, images),
+            # every other image, labelled and unlabelled alike: it costs as much as the encoder
+            "perceptual": self.perceptual(streams.reconstruction[::2], images[::2]),
             "map": masked_mean((colours - target).square(), valid),
             "classifier": masked_mean(part_cross_entropy(logits, masks, self.weights), valid),
         }
@@ -229,7 +261,9 @@ class Finetuner:
         )
         if a > 0:
             palette_logits = model.palette_logits(colours, TEMPERATURE)
-            values["colour"] = masked_mean(part_cross_entropy(palette_logits, masks, self.weights), valid)
+            values["colour"] = masked_mean(
+                part_cross_entropy(palette_logits, masks, self.weights), valid
+            )
             loss = loss + a * config.colour_weight * values["colour"]
         return loss, {name: value.detach() for name, value in values.items()}
 

@@ -81,7 +81,9 @@ class PerceptualLoss(torch.nn.Module):
         return torch.stack(terms).mean()
 
 
-def class_weights(masks: Tensor, num_classes: int, strength: float = 0.5, limit: float = 8.0) -> Tensor:
+def class_weights(
+    masks: Tensor, num_classes: int, strength: float = 0.5, limit: float = 8.0
+) -> Tensor:
     """Weights [K] that keep small parts from vanishing: inverse frequency to the power `strength`, mean 1 a pixel.
 
     Args:

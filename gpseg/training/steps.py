@@ -42,4 +42,6 @@ def check_finite(values: dict[str, float], folder: RunFolder, remedy: str) -> No
     if bad:
         good = folder.last_state()
         kept = f"{good} is the last good state" if good else "no state was saved yet"
-        raise RunError(f"{folder.path}: {', '.join(bad)} is not finite; {kept}; start again with {remedy}")
+        raise RunError(
+            f"{folder.path}: {', '.join(bad)} is not finite; {kept}; start again with {remedy}"
+        )
