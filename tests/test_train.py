@@ -52,7 +52,9 @@ def test_a_run_leaves_segmenter_scores_and_report(home: Path, tmp_path: Path) ->
     out = tmp_path / "run"
     assert train([*arguments(home, out), "--unet-steps", "2"]) == 0
     results = json.loads((out / "results.json").read_text())
-    assert {"palette", "classifier", "majority mask", "U-Net from scratch"} <= results["test"].keys()
+    assert {"palette", "classifier", "majority mask", "U-Net from scratch"} <= results[
+        "test"
+    ].keys()
     for score in results["test"].values():
         assert 0 <= score["miou"] <= 1
     assert Segmenter.load(out / "segmenter.safetensors").readout == results["readout"]
@@ -186,11 +188,9 @@ def test_a_killed_run_goes_on(home: Path, tmp_path: Path) -> None:
     process.kill()
     process.communicate()
     step = max(int(p.stem.split("-")[1]) for p in (out / "checkpoints").glob("state-*.pt"))
+    options = [*arguments(home, out), "--steps", "100000", "--save-steps", "5", "--resume"]
     resumed = subprocess.Popen(
-        [sys.executable, "-m", "gpseg.train", *arguments(home, out)]
-        + ["--steps", "100000", "--save-steps", "5", "--resume"],
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-m", "gpseg.train", *options], stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
     while max(int(p.stem.split("-")[1]) for p in (out / "checkpoints").glob("state-*.pt")) <= step:

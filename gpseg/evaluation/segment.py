@@ -105,7 +105,9 @@ def train_segmenter(config: TrainConfig) -> Result:
             f" with gpseg.pretrain --resolution {config.resolution}"
         )
     training = _training_set(parts, stems, resolution, config.tuning.unlabelled_batch > 0)
-    val, test = (load_held(parts, names, resolution) for names in (parts.splits.val, parts.splits.test))
+    val, test = (
+        load_held(parts, names, resolution) for names in (parts.splits.val, parts.splits.test)
+    )
     stored = dataclasses.asdict(config)
     with (
         RunFolder.open(
@@ -245,7 +247,9 @@ def _say(result: Result) -> None:
         return
     chosen = result.readouts[result.readout]
     for name, value in chosen.per_class.items():
-        log.info("%16s  IoU %5s  floor %5s", name, percent(value), percent(result.floor.per_class[name]))
+        log.info(
+            "%16s  IoU %5s  floor %5s", name, percent(value), percent(result.floor.per_class[name])
+        )
     others = {**result.readouts, **result.rivals}
     others.pop(result.readout)
     rest = "".join(f", {name} {percent(s.miou)}" for name, s in others.items())

@@ -12,9 +12,7 @@ from gpseg.models.segmenter import READOUTS, Segmenter, to_float, to_uint8
 from gpseg.models.stylegan2 import NetworkConfig
 from gpseg.models.two_stream import TwoStream
 
-NETWORK = NetworkConfig(
-    16, z_dim=8, w_dim=8, channel_base=128, channel_max=8, mapping_layers=2
-)
+NETWORK = NetworkConfig(16, z_dim=8, w_dim=8, channel_base=128, channel_max=8, mapping_layers=2)
 CLASSES = Classes(
     (PartClass(0, "background", (0, 0, 0)), PartClass(1, "part", (255, 0, 0))), swap=()
 )
@@ -22,9 +20,7 @@ CLASSES = Classes(
 
 def make(crossing: bool = True) -> Segmenter:
     torch.manual_seed(0)
-    model = TwoStream(
-        NETWORK.generator(), NETWORK.discriminator(), NETWORK, 2, crossing=crossing
-    )
+    model = TwoStream(NETWORK.generator(), NETWORK.discriminator(), NETWORK, 2, crossing=crossing)
     return Segmenter(model, NETWORK, CLASSES, readout="palette")
 
 
@@ -54,7 +50,7 @@ def test_unknown_readout() -> None:
 def test_generator_is_not_a_segmenter(tmp_path: Path) -> None:
     path = tmp_path / "generator.safetensors"
     save_generator(path, NETWORK.generator(), NETWORK.discriminator(), NETWORK)
-    with pytest.raises(InputError, match="generator-pretraining.*segmenter"):
+    with pytest.raises(InputError, match=r"generator-pretraining.*segmenter"):
         Segmenter.load(path)
 
 

@@ -6,9 +6,7 @@ import torch
 from gpseg.models.stylegan2 import NetworkConfig
 from gpseg.models.two_stream import TwoStream, far_apart_palette
 
-NETWORK = NetworkConfig(
-    16, z_dim=8, w_dim=8, channel_base=128, channel_max=8, mapping_layers=2
-)
+NETWORK = NetworkConfig(16, z_dim=8, w_dim=8, channel_base=128, channel_max=8, mapping_layers=2)
 CLASSES = 4
 
 

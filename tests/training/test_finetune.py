@@ -12,9 +12,7 @@ from gpseg.training.finetune import FinetuneConfig, Finetuner, TrainingSet, fine
 from gpseg.training.losses import PerceptualLoss, class_weights, masked_mean, part_cross_entropy
 from gpseg.training.run_folder import Interrupted, RunFolder
 
-NETWORK = NetworkConfig(
-    16, z_dim=8, w_dim=8, channel_base=128, channel_max=8, mapping_layers=2
-)
+NETWORK = NetworkConfig(16, z_dim=8, w_dim=8, channel_base=128, channel_max=8, mapping_layers=2)
 CLASSES = Classes((PartClass(0, "background", (0, 0, 0)), PartClass(1, "part", (255, 0, 0))))
 
 

@@ -11,9 +11,7 @@ RISING = ("linear", "cosine", "staircase")
 
 
 @pytest.mark.parametrize("shape", RISING)
-@given(
-    progress=st.lists(st.floats(0, 1), min_size=2, max_size=6), length=st.floats(0.01, 1)
-)
+@given(progress=st.lists(st.floats(0, 1), min_size=2, max_size=6), length=st.floats(0.01, 1))
 def test_rising_ramps_rise_from_0_to_1(shape: str, progress: list[float], length: float) -> None:
     values = [ramp(shape, p, length=length) for p in sorted(progress)]  # type: ignore[arg-type]
     assert values == sorted(values)

@@ -11,6 +11,8 @@
 constexpr int64_t kTapsAtOnce = 6;
 // Long rows are cut so that what one output row needs stays in the cache.
 constexpr int64_t kFirRowElements = 16384;
+// Columns of fewer elements are not worth a loop each.
+constexpr int64_t kFewElements = 16;
 
 // to[i] (+)= sum over t of taps[t] * rows[t][i].
 template <int count, bool adds, class A>
@@ -91,9 +93,11 @@ void copy_columns(A* to, int64_t to_step, const A* from, int64_t from_step, int6
     for (int64_t i = 0; i < count; ++i) {
       to[i] = from[2 * i];
     }
-  } else if (inner == 1) {
-    for (int64_t i = 0; i < count; ++i) {
-      to[i * to_step] = from[i * from_step];
+  } else if (inner < kFewElements) {
+    for (int64_t e = 0; e < inner; ++e) {
+      for (int64_t i = 0; i < count; ++i) {
+        to[i * to_step * inner + e] = from[i * from_step * inner + e];
+      }
     }
   } else {
     for (int64_t i = 0; i < count; ++i) {
