@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig, ema_
 from gpseg.models.two_stream import TwoStream
 from gpseg.training.device import Precision, choose_dtype
 from gpseg.training.losses import (
+    LpipsLoss,
     PerceptualLoss,
     class_weights,
     masked_mean,
@@ -48,6 +49,9 @@ class FinetuneConfig:
     """Learning rate of new layers (Adam)."""
     lr_pretrained: float = 1e-3
     """Learning rate of what comes from the generator and the discriminator."""
+    perceptual: Literal["discriminator", "lpips"] = "discriminator"
+    """Features of the image stream's perceptual loss: the pre-trained discriminator's, or LPIPS where that package and
+    its weights are installed."""
     perceptual_weight: float = 0.2
     """Weight of the perceptual loss of the image stream."""
     colour_weight: float = 0.2
@@ -132,7 +136,8 @@ class Finetuner:
         self.dtype = choose_dtype(config.precision, device)
         self.steps = 0
         # The perceptual loss keeps the pre-trained features in the control that starts from random weights too.
-        self.perceptual = PerceptualLoss(discriminator).to(device)
+        perceptual = LpipsLoss() if config.perceptual == "lpips" else PerceptualLoss(discriminator)
+        self.perceptual = perceptual.to(device)
         if not config.pretrained:
             generator, discriminator = network.generator(), network.discriminator()
         self.model = TwoStream(

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gpseg import ops
+from gpseg.errors import InputError
 from gpseg.models.stylegan2 import Discriminator
 
 
@@ -79,6 +80,31 @@ class PerceptualLoss(torch.nn.Module):
                 scale = wanted.float().square().mean([1, 2, 3], keepdim=True) + 1e-6
                 terms.append(((got[r].float() - wanted.float()).square() / scale).mean())
         return torch.stack(terms).mean()
+
+
+class LpipsLoss(torch.nn.Module):
+    """LPIPS (Zhang et al., CVPR 2018) by the package of that name, whose weights the user has to have.
+
+    Raises:
+        InputError: the package or its weights are missing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            from lpips import LPIPS
+
+            self.distance = LPIPS(net="alex", verbose=False).eval().requires_grad_(False)
+        except (ImportError, OSError) as error:
+            raise InputError(
+                f"--perceptual lpips: not usable here ({error}); install gpseg[lpips] with a torchvision for"
+                " your torch, and AlexNet's weights in torch's hub cache, or leave the option out"
+            ) from error
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Mean distance of images and targets [N, 3, r, r], −1 … 1; a scalar."""
+        distance: Tensor = self.distance(images, targets)
+        return distance.mean()
 
 
 def class_weights(

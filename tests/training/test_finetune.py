@@ -1,6 +1,8 @@
 """Fine-tuning: it learns, it resumes exactly, and its losses leave out what is ignored."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -133,6 +135,25 @@ def test_class_weights_favour_the_rare_and_keep_the_mean() -> None:
     assert weights[1] > weights[0]
     assert weights[2] == 0
     assert (weights[:2] * share).sum() == pytest.approx(1)
+
+
+def test_lpips_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with pytest.raises(InputError, match="--perceptual lpips"):
+        make(perceptual="lpips")
+
+
+def test_lpips_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Distance(torch.nn.Module):
+        def __init__(self, net: str, verbose: bool) -> None:
+            super().__init__()
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return (a - b).abs().mean([1, 2, 3], keepdim=True)
+
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=Distance))
+    values = make(perceptual="lpips").step()
+    assert 0 < values["perceptual"] < 10
 
 
 def test_perceptual_loss_is_0_for_equal_images_only() -> None:
