@@ -172,7 +172,8 @@ class ZeroProjection(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(out_channels, in_channels, 1, 1))
+        self.weight_gain = 1 / math.sqrt(in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x` [N, in_channels, H, W] to [N, out_channels, H, W] in x's dtype."""
-        return ops.conv2d_resample(x, self.weight.to(x.dtype))
+        return ops.conv2d_resample(x, (self.weight * self.weight_gain).to(x.dtype))
