@@ -37,6 +37,12 @@ def tolerance(problem: Problem, dtype: torch.dtype, order: int) -> float:
     return TOLERANCE[dtype] * (1, 2, 2)[order] if half else TOLERANCE[dtype]
 
 
+def test_uninitialised_memory_is_poisoned() -> None:
+    x = torch.zeros(3)
+    for t in (torch.empty(3), torch.empty_like(x), x.new_empty(3)):
+        assert t.isnan().all()
+
+
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
