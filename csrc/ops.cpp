@@ -76,9 +76,10 @@ void* result(const OptionalTensor& t, DType dtype, int64_t size) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const int64_t bytes = start == nullptr ? 0 : size * static_cast<int64_t>(t->element_size());
   if (bytes > (int64_t{32} << 20)) {
+    // whole pages around it, which belong to the same allocation
     const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-    const uintptr_t first = (reinterpret_cast<uintptr_t>(start) + page - 1) / page * page;
-    const uintptr_t end = (reinterpret_cast<uintptr_t>(start) + bytes) / page * page;
+    const uintptr_t first = reinterpret_cast<uintptr_t>(start) / page * page;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(start) + bytes + page - 1) / page * page;
     madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);  // a hint: may be refused
   }
 #endif

@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -536,3 +539,12 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
 def test_an_isa_level_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValueError, match="sse9"):
         _C.set_isa("sse9")
+
+
+def test_the_environment_can_lower_the_isa_level() -> None:
+    code = "import torch, gpseg._C as c; print(c.build_info()['isa'])"
+    environment = {**os.environ, "GPSEG_CPU_ISA": "baseline"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "baseline"
