@@ -35,19 +35,19 @@ log = logging.getLogger(__name__)
 class FinetuneConfig:
     """Options of fine-tuning."""
 
-    steps: int = 1000
+    steps: int = 500
     """Training steps."""
-    labelled_batch: int = 12
+    labelled_batch: int = 16
     """Labelled images a step (augmented copies of the few there are)."""
     unlabelled_batch: int = 4
     """Unlabelled images a step, for the image stream; 0 leaves them out."""
     ramp: Ramp = "cosine"
     """How the target moves from the image to the part map; direct and fixed are controls."""
-    ramp_length: float = 0.7
+    ramp_length: float = 0.5
     """Share of the steps after which the target is the part map alone."""
-    lr: float = 2e-3
-    """Learning rate of new layers (Adam)."""
-    lr_pretrained: float = 1e-3
+    lr: float = 1e-2
+    """Learning rate of new layers (Adam); their weights are of unit size, see gpseg.nn."""
+    lr_pretrained: float = 2.5e-3
     """Learning rate of what comes from the generator and the discriminator."""
     perceptual: Literal["discriminator", "lpips"] = "discriminator"
     """Features of the image stream's perceptual loss: the pre-trained discriminator's, or LPIPS where that package and
