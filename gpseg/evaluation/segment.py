@@ -43,8 +43,8 @@ class TrainConfig:
     generator: Path | None = None
     """Checkpoint of gpseg.pretrain on the same class of images. Default: one is pre-trained first, for
     --pretrain-kimg, and kept for the next run on the same data."""
-    pretrain_kimg: float = 10.0
-    """Length of that pre-training in thousands of images. Ten are enough to try things; a good generator wants
+    pretrain_kimg: float = 5.0
+    """Length of that pre-training in thousands of images. Five are enough to try things; a good generator wants
     hundreds, see gpseg.pretrain."""
     out: Path | None = None
     """Run folder; new or empty, unless --resume. Default: runs/train-<date>-<time>."""

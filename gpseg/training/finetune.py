@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 class FinetuneConfig:
     """Options of fine-tuning."""
 
-    steps: int = 500
+    steps: int = 600
     """Training steps."""
     labelled_batch: int = 16
     """Labelled images a step (augmented copies of the few there are)."""
@@ -45,9 +45,9 @@ class FinetuneConfig:
     """How the target moves from the image to the part map; direct and fixed are controls."""
     ramp_length: float = 0.5
     """Share of the steps after which the target is the part map alone."""
-    lr: float = 1e-2
+    lr: float = 2e-2
     """Learning rate of new layers (Adam); their weights are of unit size, see gpseg.nn."""
-    lr_pretrained: float = 2.5e-3
+    lr_pretrained: float = 5e-3
     """Learning rate of what comes from the generator and the discriminator."""
     perceptual: Literal["discriminator", "lpips"] = "discriminator"
     """Features of the image stream's perceptual loss: the pre-trained discriminator's, or LPIPS where that package and
