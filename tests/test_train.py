@@ -153,7 +153,7 @@ def test_a_full_disk_is_one_line(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("gpseg.models.checkpoint.save_file", full)
+    monkeypatch.setattr("gpseg.models.checkpoint.save", full)
     assert train(arguments(home, tmp_path / "run")) == 1
     assert "disk is full" in capfd.readouterr().err.splitlines()[-1]
 

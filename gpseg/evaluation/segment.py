@@ -1,9 +1,11 @@
 """The main job: from labelled and unlabelled images and a generator to a segmenter, its scores and a report."""
 
 import dataclasses
+import hashlib
 import logging
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +21,7 @@ from gpseg.evaluation.results import BATCH, Held, Result, load_held, readout_sco
 from gpseg.evaluation.rivals import train_unet
 from gpseg.models.checkpoint import load_generator
 from gpseg.models.segmenter import READOUTS, Segmenter
+from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig
 from gpseg.training.device import choose_device, choose_dtype
 from gpseg.training.finetune import FinetuneConfig, Finetuner, TrainingSet, finetune
 from gpseg.training.pretrain import PretrainConfig, pretrain
@@ -91,6 +94,61 @@ def train_segmenter(config: TrainConfig) -> Result:
     config.check()
     RunFolder.check(config.out, config.resume)
     device = choose_device(config.device)
+    job = _prepare(config, device)
+    stored = dataclasses.asdict(config)
+    with (
+        RunFolder.open(
+            config.out, "train", stored, resume=config.resume, may_change=_MAY_CHANGE
+        ) as folder,
+        logging_redirect_tqdm(),
+        stop_requests() as stop_requested,
+    ):
+        job.parts.splits.save(folder.path / "splits.json")
+        job.parts.classes.save(folder.path / "classes.json")
+        torch.manual_seed(config.tuning.seed)
+        trainer = Finetuner(
+            config.tuning, job.training, job.generator, job.discriminator, job.network, device
+        )
+        if config.resume and (state := folder.load_state()) is not None:
+            trainer.load_state_dict(state)
+        log.info(
+            "%s: %d labelled and %d unlabelled images of %d px, %s on %s",
+            folder.path,
+            len(job.training.images),
+            len(job.training.unlabelled),
+            job.network.img_resolution,
+            str(trainer.dtype).removeprefix("torch."),
+            device,
+        )
+        started = time.monotonic()
+        validate = partial(_validation, job.val) if job.val.stems else None
+        finetune(trainer, folder, stop_requested, validate)
+        segmenter = trainer.segmenter()
+        if job.val.stems:
+            on_val = readout_scores(segmenter, job.val)
+            segmenter.readout = max(READOUTS, key=lambda name: on_val[name].miou)
+        segmenter.save(folder.path / "segmenter.safetensors")
+        result = _result(config, folder, segmenter, job.training, job.test)
+        _write_results(result, folder, time.monotonic() - started)
+        report = training_report(result, folder, segmenter, job.training, job.test, stored)
+        write_report(folder.path / "report.html", report)
+        _say(result)
+    return result
+
+
+@dataclass(frozen=True)
+class _Job:
+    parts: PartFolder
+    training: TrainingSet
+    val: Held
+    test: Held
+    generator: Generator
+    discriminator: Discriminator
+    network: NetworkConfig
+
+
+def _prepare(config: TrainConfig, device: torch.device) -> _Job:
+    """Read and check everything that the options name, before the run folder is made."""
     root = config.data or _drawn_data(config)
     parts = PartFolder.open(root, config.tuning.seed, _splits_of(config))
     stems = parts.few_shot(config.shots, config.draw)
@@ -108,46 +166,11 @@ def train_segmenter(config: TrainConfig) -> Result:
     val, test = (
         load_held(parts, names, resolution) for names in (parts.splits.val, parts.splits.test)
     )
-    stored = dataclasses.asdict(config)
-    with (
-        RunFolder.open(
-            config.out, "train", stored, resume=config.resume, may_change=_MAY_CHANGE
-        ) as folder,
-        logging_redirect_tqdm(),
-        stop_requests() as stop_requested,
-    ):
-        parts.splits.save(folder.path / "splits.json")
-        parts.classes.save(folder.path / "classes.json")
-        torch.manual_seed(config.tuning.seed)
-        trainer = Finetuner(config.tuning, training, generator, discriminator, network, device)
-        if config.resume and (state := folder.load_state()) is not None:
-            trainer.load_state_dict(state)
-        log.info(
-            "%s: %d labelled and %d unlabelled images of %d px, %s on %s",
-            folder.path,
-            len(training.images),
-            len(training.unlabelled),
-            resolution,
-            str(dtype).removeprefix("torch."),
-            device,
-        )
-        started = time.monotonic()
+    return _Job(parts, training, val, test, generator, discriminator, network)
 
-        def validate(segmenter: Segmenter) -> dict[str, float]:
-            return {f"val_{name}": s.miou for name, s in readout_scores(segmenter, val).items()}
 
-        finetune(trainer, folder, stop_requested, validate if val.stems else None)
-        segmenter = trainer.segmenter()
-        if val.stems:
-            on_val = readout_scores(segmenter, val)
-            segmenter.readout = max(READOUTS, key=lambda name: on_val[name].miou)
-        segmenter.save(folder.path / "segmenter.safetensors")
-        result = _result(config, folder, segmenter, training, test)
-        _write_results(result, folder, time.monotonic() - started)
-        report = training_report(result, folder, segmenter, training, test, stored)
-        write_report(folder.path / "report.html", report)
-        _say(result)
-    return result
+def _validation(val: Held, segmenter: Segmenter) -> dict[str, float]:
+    return {f"val_{name}": s.miou for name, s in readout_scores(segmenter, val).items()}
 
 
 def _splits_of(config: TrainConfig) -> Path | None:
@@ -168,7 +191,10 @@ def _drawn_data(config: TrainConfig) -> Path:
 def _pretrained(config: TrainConfig, parts: PartFolder) -> Path:
     """Pre-train a generator on the data's images, or find the one that an earlier run made of them."""
     resolution = config.resolution or DEFAULT_RESOLUTION
-    name = f"generator-{parts.root.resolve().name}-{resolution}-{config.pretrain_kimg:g}kimg"
+    root = parts.root.resolve()
+    # folders of one name in different places must not share a generator
+    place = hashlib.sha256(str(root.parent).encode()).hexdigest()[:6]
+    name = f"generator-{root.name}-{place}-{resolution}-{config.pretrain_kimg:g}kimg"
     out = Path("runs") / name
     options = PretrainConfig(
         data=parts.root,
