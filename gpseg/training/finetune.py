@@ -61,9 +61,9 @@ class FinetuneConfig:
     ema_share: float = 0.03
     """Half-life of the running mean of the weights, as a share of the steps."""
     crossing: bool = True
-    """Let the image stream's features reach the segmentation stream."""
+    """Whether the image stream's features reach the segmentation stream; without is a control."""
     pretrained: bool = True
-    """Start from the generator's weights; off is a control that starts from random ones."""
+    """Whether training starts from the generator's weights; without is a control that starts from random ones."""
     precision: Precision = "auto"
     """Dtype of the feature maps; auto is bf16 where the device computes in it, else fp32."""
     seed: int = 0
