@@ -173,10 +173,10 @@ def _real(path: Path) -> str:
 
 
 def _distinct(images: Sequence[Path]) -> list[Path]:
-    """Leave out files that come a second time, under whatever path."""
+    """Leave out paths that come a second time; links to one file are images of their own."""
     first: dict[str, Path] = {}
     for image in images:
-        first.setdefault(_real(image), image)
+        first.setdefault(os.path.abspath(image), image)  # noqa: PTH100  keeps links
     return list(first.values())
 
 

@@ -143,6 +143,16 @@ def test_probabilities_are_of_the_images_size_and_name_the_classes(
     assert (probabilities.argmax(0) == ids(mask)).mean() > 0.95
 
 
+def test_links_to_one_file_each_get_a_mask_and_a_path_given_twice_gets_one(
+    photos: Path, tmp_path: Path
+) -> None:
+    halves(8, 8).save(tmp_path / "kept.png")
+    for name in ("a.png", "b.png"):
+        (photos / name).symlink_to(tmp_path / "kept.png")
+    written = run([photos, photos / "a.png"], tmp_path / "out")
+    assert sorted(path.name for path in written) == ["a.png", "b.png"]
+
+
 def test_goes_in_batches_and_reads_no_further_than_one_batch_ahead(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
