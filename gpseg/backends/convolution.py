@@ -58,6 +58,26 @@ def conv2d_weight_grad(
     return gradient
 
 
+def convolution_size(
+    size: Sequence[int],
+    weight_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> list[int]:
+    """Size of `conv2d`'s result for an input of the given size."""
+    out = [size[0], weight_size[1] * groups if transposed else weight_size[0]]
+    for i in range(2):
+        n, k = size[2 + i], weight_size[2 + i]
+        if transposed:
+            out.append((n - 1) * stride[i] - 2 * padding[i] + k + output_padding[i])
+        else:
+            out.append((n + 2 * padding[i] - k) // stride[i] + 1)
+    return out
+
+
 def output_padding(
     size_in: Sequence[int],
     size_out: Sequence[int],

@@ -11,9 +11,21 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from gpseg.backends.convolution import conv2d, conv2d_input_grad, conv2d_weight_grad
+from gpseg.backends.convolution import (
+    conv2d,
+    conv2d_input_grad,
+    conv2d_weight_grad,
+    convolution_size,
+)
 from gpseg.backends.layout import accumulate_dtype, in_layout_of
-from gpseg.backends.resampling import Fir, Plan, oriented_weight, plan_resampling
+from gpseg.backends.resampling import (
+    Fir,
+    Plan,
+    adjoint_padding,
+    filter_taps,
+    oriented_weight,
+    plan_resampling,
+)
 
 EPSILON = 1e-8
 """Under the root of the demodulation, as published."""
@@ -45,11 +57,6 @@ class Layer:
         return not self.demodulate and self.act == "linear" and self.clamp < 0
 
 
-def filter_taps(f: Tensor | None) -> tuple[int, int]:
-    """Height and width (fh, fw) of a filter: None, 1-D (used on both axes) or 2-D."""
-    return (1, 1) if f is None else (f.shape[0], f.shape[-1])
-
-
 def squared_norms(weight: Tensor) -> Tensor:
     """W2 `[O, I]` of `weight [O, I, kh, kw]`, in the accumulation type."""
     return weight.to(accumulate_dtype(weight.dtype)).square().sum([2, 3])
@@ -78,24 +85,6 @@ def _filter_adjoint(
     pair = (fir.down, fir.down), (fir.up, fir.up)
     dx: Tensor = backend.upfirdn2d(dy, taps, *pair, padding, True, fir.gain)
     return dx
-
-
-def adjoint_padding(
-    taps: tuple[int, int],
-    up: tuple[int, int],
-    down: tuple[int, int],
-    padding: tuple[int, int, int, int],
-    size_in: torch.Size,
-    size_out: torch.Size,
-) -> tuple[int, int, int, int]:
-    """Padding of the upfirdn2d that is the gradient of another (up and down swapped, filter flipped)."""
-    (fh, fw), (upx, upy), (downx, downy), (px0, _, py0, _) = taps, up, down, padding
-    return (
-        fw - px0 - 1,
-        size_in[3] * upx - size_out[3] * downx + px0 - upx + 1,
-        fh - py0 - 1,
-        size_in[2] * upy - size_out[2] * downy + py0 - upy + 1,
-    )
 
 
 def forward(
@@ -191,11 +180,8 @@ def backward(
 
 def convolved_size(size: torch.Size, w: Tensor, plan: Plan) -> torch.Size:
     """Size of the plan's convolution of an input of the given size, w as torch holds it."""
-    conv, (py, px) = plan.convolution, plan.convolution.padding
-    n, _, h, width = size
-    kh, kw = w.shape[2:]
-    if conv.transposed:
-        spatial = (h - 1) * conv.stride - 2 * py + kh, (width - 1) * conv.stride - 2 * px + kw
-        return torch.Size([n, w.shape[1], *spatial])
-    spatial = (h + 2 * py - kh) // conv.stride + 1, (width + 2 * px - kw) // conv.stride + 1
-    return torch.Size([n, w.shape[0], *spatial])
+    conv = plan.convolution
+    stride = [conv.stride] * 2
+    return torch.Size(
+        convolution_size(size, w.shape, stride, conv.padding, conv.transposed, [0, 0], 1)
+    )

@@ -1,6 +1,6 @@
 """Convolution differentiable to any order, with weight gradients that can be left out, and resampling."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,8 +8,7 @@ from torch import Tensor
 
 from gpseg.backends import convolution
 from gpseg.backends.layout import empty_in_layout_of
-from gpseg.backends.modulated_conv import filter_taps
-from gpseg.backends.resampling import Fir, oriented_weight, plan_resampling
+from gpseg.backends.resampling import Fir, filter_taps, oriented_weight, plan_resampling
 from gpseg.ops.arguments import check_device, check_filter, check_images, filter_padding
 from gpseg.ops.registration import register
 from gpseg.ops.upfirdn2d import Padding, upfirdn2d
@@ -46,25 +45,6 @@ def weight_grad(off: bool) -> Iterator[None]:
         _WeightGrad.off = before
 
 
-def _output_size(
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> list[int]:
-    size = [x.shape[0], weight.shape[1] * groups if transposed else weight.shape[0]]
-    for i in range(2):
-        n, k = x.shape[2 + i], weight.shape[2 + i]
-        if transposed:
-            size.append((n - 1) * stride[i] - 2 * padding[i] + k + output_padding[i])
-        else:
-            size.append((n + 2 * padding[i] - k) // stride[i] + 1)
-    return size
-
-
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, ctx.stride, ctx.padding, ctx.transposed, _, ctx.groups = inputs
     ctx.save_for_backward(x, weight)
@@ -90,7 +70,9 @@ _conv2d = register(
     "conv2d(Tensor x, Tensor weight, int[] stride, int[] padding, bool transposed,"
     " SymInt[] output_padding, int groups) -> Tensor",
     convolution.conv2d,
-    lambda x, *arguments: empty_in_layout_of(x, _output_size(x, *arguments)),
+    lambda x, weight, *arguments: empty_in_layout_of(
+        x, convolution.convolution_size(x.shape, weight.shape, *arguments)
+    ),
     _setup,
     _backward,
 )
@@ -184,7 +166,7 @@ def conv2d_resample(
     x = _resample(x, plan.before, f, flip_filter)
     w = oriented_weight(w, conv.transposed, flip_weight, groups)
     arguments = ([conv.stride] * 2, conv.padding, conv.transposed, [0, 0], groups)
-    size = _output_size(x, w, *arguments)
+    size = convolution.convolution_size(x.shape, w.shape, *arguments)
     if min(size[2:]) < 1:
         raise ValueError(
             f"conv2d_resample: the padded input {[*x.shape[2:]]} is smaller than the kernel"

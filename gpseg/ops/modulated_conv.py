@@ -9,7 +9,7 @@ from gpseg import backends
 from gpseg.backends import modulated_conv
 from gpseg.backends.layout import accumulate_dtype, empty_in_layout_of
 from gpseg.backends.modulated_conv import Layer, convolved_size
-from gpseg.backends.resampling import oriented_weight
+from gpseg.backends.resampling import Fir, filter_taps, filtered_size, oriented_weight
 from gpseg.ops.arguments import (
     check_device,
     check_filter,
@@ -26,7 +26,7 @@ from gpseg.ops.convolution import (
     weight_grad_is_off,
 )
 from gpseg.ops.registration import register
-from gpseg.ops.upfirdn2d import Padding, output_size
+from gpseg.ops.upfirdn2d import Padding
 
 _LAYER = (
     "int up, int down, SymInt[] padding, bool demodulate, bool flip_weight,"
@@ -65,9 +65,11 @@ def _output_size(x: Tensor, weight: Tensor, f: Tensor | None, layer: Layer) -> t
     return size if plan.after is None else torch.Size(_filtered(size, f, plan.after))
 
 
-def _filtered(size: torch.Size, f: Tensor | None, fir: Any) -> tuple[int, int, int, int]:
+def _filtered(size: torch.Size, f: Tensor | None, fir: Fir) -> tuple[int, int, int, int]:
     taps = f if fir.filtered else None
-    return output_size(size, taps, (fir.up, fir.up), (fir.down, fir.down), fir.padding)
+    return filtered_size(
+        size, filter_taps(taps), (fir.up, fir.up), (fir.down, fir.down), fir.padding
+    )
 
 
 def _fake(

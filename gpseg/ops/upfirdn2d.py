@@ -9,7 +9,13 @@ from torch import Tensor
 
 from gpseg import backends
 from gpseg.backends.layout import empty_in_layout_of
-from gpseg.backends.modulated_conv import adjoint_padding, filter_taps
+from gpseg.backends.resampling import (
+    adjoint_padding,
+    down_padding,
+    filter_taps,
+    filtered_size,
+    up_padding,
+)
 from gpseg.ops.arguments import check_filter, check_images, filter_padding, pair
 from gpseg.ops.registration import register
 
@@ -31,22 +37,6 @@ def _kernel(
     return y
 
 
-def output_size(
-    size: Sequence[int],
-    f: Tensor | None,
-    up: Sequence[int],
-    down: Sequence[int],
-    padding: Sequence[int],
-) -> tuple[int, int, int, int]:
-    """Size [N, C, outH, outW] of upfirdn2d's result for an input of the given size."""
-    n, c, h, w = size
-    fh, fw = filter_taps(f)
-    px0, px1, py0, py1 = padding
-    out_w = (w * up[0] + px0 + px1 - fw + down[0]) // down[0]
-    out_h = (h * up[1] + py0 + py1 - fh + down[1]) // down[1]
-    return n, c, out_h, out_w
-
-
 def _fake(
     x: Tensor,
     f: Tensor | None,
@@ -56,7 +46,7 @@ def _fake(
     flip_filter: bool,
     gain: float,
 ) -> Tensor:
-    return empty_in_layout_of(x, output_size(x.shape, f, up, down, padding))
+    return empty_in_layout_of(x, filtered_size(x.shape, filter_taps(f), up, down, padding))
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -170,7 +160,7 @@ def upfirdn2d(
     check_filter("upfirdn2d", f, x)
     up_xy, down_xy = pair("up", up, least=1), pair("down", down, least=1)
     pads = filter_padding(padding)
-    _, _, out_h, out_w = output_size(x.shape, f, up_xy, down_xy, pads)
+    _, _, out_h, out_w = filtered_size(x.shape, filter_taps(f), up_xy, down_xy, pads)
     if out_h < 1 or out_w < 1:
         raise ValueError(
             f"upfirdn2d: the result would be {out_h} x {out_w}; an input of {x.shape[2]} x {x.shape[3]} with"
@@ -201,14 +191,8 @@ def upsample2d(
     gain: float = 1,
 ) -> Tensor:
     """Upsample `up` times, keeping the mean; arguments as in `upfirdn2d`, `padding` on top of what up needs."""
-    (upx, upy), (fh, fw) = pair("up", up, least=1), filter_taps(f)
-    px0, px1, py0, py1 = filter_padding(padding)
-    pads = (
-        px0 + (fw + upx - 1) // 2,
-        px1 + (fw - upx) // 2,
-        py0 + (fh + upy - 1) // 2,
-        py1 + (fh - upy) // 2,
-    )
+    upx, upy = pair("up", up, least=1)
+    pads = up_padding(filter_padding(padding), filter_taps(f), (upx, upy))
     return upfirdn2d(
         x, f, up=(upx, upy), padding=pads, flip_filter=flip_filter, gain=gain * upx * upy
     )
@@ -223,12 +207,6 @@ def downsample2d(
     gain: float = 1,
 ) -> Tensor:
     """Downsample `down` times; arguments as in `upfirdn2d`, `padding` on top of what down needs."""
-    (downx, downy), (fh, fw) = pair("down", down, least=1), filter_taps(f)
-    px0, px1, py0, py1 = filter_padding(padding)
-    pads = (
-        px0 + (fw - downx + 1) // 2,
-        px1 + (fw - downx) // 2,
-        py0 + (fh - downy + 1) // 2,
-        py1 + (fh - downy) // 2,
-    )
-    return upfirdn2d(x, f, down=(downx, downy), padding=pads, flip_filter=flip_filter, gain=gain)
+    down_xy = pair("down", down, least=1)
+    pads = down_padding(filter_padding(padding), filter_taps(f), down_xy)
+    return upfirdn2d(x, f, down=down_xy, padding=pads, flip_filter=flip_filter, gain=gain)

@@ -18,6 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from gpseg import data
 from gpseg.errors import InputError
 from gpseg.models.checkpoint import save_generator
+from gpseg.models.segmenter import to_float, to_uint8
 from gpseg.models.stylegan2 import NetworkConfig, ema_copy, ema_update, mix_styles
 from gpseg.training.device import Precision, choose_device, choose_dtype
 from gpseg.training.losses import discriminator_loss, generator_loss, r1_penalty
@@ -275,7 +276,7 @@ class Trainer:
     def _draw(self, images: Tensor) -> Tensor:
         index = torch.randint(len(images), (self.config.batch,), generator=self.sampling)
         mirrored = torch.rand(self.config.batch, generator=self.sampling) < 0.5
-        batch = images[index.to(images.device)].to(self.device, torch.float32) / 127.5 - 1
+        batch = to_float(images[index.to(images.device)].to(self.device))
         if self.config.mirror:
             batch = torch.where(mirrored.to(self.device)[:, None, None, None], batch.flip(3), batch)
         return batch
@@ -407,7 +408,7 @@ def image_grid(images: Tensor) -> Tensor:
     n, c, h, w = images.shape
     columns = min(GRID, n)
     rows = -(-n // columns)
-    pixels = (images.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+    pixels = to_uint8(images)
     canvas = pixels.new_zeros(rows * columns, c, h, w)
     canvas[:n] = pixels
     return (

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from gpseg.backends.cpp.arguments import kernels
 from gpseg.backends.layout import empty_in_layout_of, in_layout_of
+from gpseg.backends.resampling import filter_taps, filtered_size
 
 
 def output_like(
@@ -15,12 +16,7 @@ def output_like(
     padding: tuple[int, int, int, int],
 ) -> Tensor:
     """An uninitialised tensor for the result."""
-    n, c, h, w = x.shape
-    fh, fw = (1, 1) if f is None else (f.shape[0], f.shape[-1])
-    px0, px1, py0, py1 = padding
-    out_h = (h * up[1] + py0 + py1 - fh + down[1]) // down[1]
-    out_w = (w * up[0] + px0 + px1 - fw + down[0]) // down[0]
-    return empty_in_layout_of(x, (n, c, out_h, out_w))
+    return empty_in_layout_of(x, filtered_size(x.shape, filter_taps(f), up, down, padding))
 
 
 def exact(f: Tensor | None) -> Tensor | None:
