@@ -1,9 +1,6 @@
-// The C++ kernels as torch ops, through torch's stable ABI. Outputs are allocated by the caller;
-// tensors are dense in one of the two orders of common/kernels.h, which gpseg/backends/cpp takes
-// care of.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
+// The kernels as torch ops, through torch's stable ABI: those for the CPU, or those for CUDA, as
+// target.h says. Outputs are allocated by the caller; tensors are dense in one of the two orders of
+// common/kernels.h, which gpseg/backends/compiled.py takes care of.
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -16,20 +13,20 @@
 #include <string_view>
 #include <vector>
 
-#include "common/kernels.h"
-#include "common/parallel.h"
+#include "target.h"
 
 namespace gpseg {
 
+#if !defined(GPSEG_CUDA) && !defined(GPSEG_SIMT)
 void parallel_ranges(int64_t count, int64_t grain, RangeBody body, void* context) {
   torch::stable::parallel_for(0, count, grain,
                               [&](int64_t begin, int64_t end) { body(begin, end, context); });
 }
+#endif
 
 namespace {
 
 using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 DType dtype_of(const Tensor& t) {
@@ -58,22 +55,29 @@ Act act_of(const std::string& name) {
   STD_TORCH_CHECK(false, "gpseg: unknown activation ", name);
 }
 
-// The tensor's memory, after a check that it is what a kernel will take it for.
-void* memory(const Tensor& t, DType dtype, int64_t size) {
-  STD_TORCH_CHECK(dtype_of(t) == dtype, "gpseg: a tensor has the wrong element type");
-  STD_TORCH_CHECK(t.numel() == size, "gpseg: a tensor has the wrong size");
-  return t.data_ptr();
+// The tensor's memory, after a check that it is what a kernel will take it for; null for none.
+void* checked(const char* name, const OptionalTensor& t, DType dtype, int64_t size,
+              bool initialised) {
+  if (!t.has_value()) {
+    return nullptr;
+  }
+  STD_TORCH_CHECK(dtype_of(*t) == dtype, "gpseg: ", name, " has the wrong element type");
+  STD_TORCH_CHECK(t->numel() == size, "gpseg: ", name, " has ", t->numel(),
+                  " elements where the kernel takes ", size);
+  const int element = static_cast<int>(t->element_size());
+  announce(t->data_ptr(), size * element, element, initialised, name);
+  return t->data_ptr();
 }
 
-void* memory(const OptionalTensor& t, DType dtype, int64_t size) {
-  return t.has_value() ? memory(*t, dtype, size) : nullptr;
+void* memory(const char* name, const OptionalTensor& t, DType dtype, int64_t size) {
+  return checked(name, t, dtype, size, true);
 }
 
 // As `memory`, for a result. glibc maps allocations above 32 MiB afresh each time: on small pages
 // their first touch costs several times what the kernel itself does.
-void* result(const OptionalTensor& t, DType dtype, int64_t size) {
-  void* start = memory(t, dtype, size);
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
+void* result(const char* name, const OptionalTensor& t, DType dtype, int64_t size) {
+  void* start = checked(name, t, dtype, size, false);
+#if defined(__linux__) && defined(MADV_HUGEPAGE) && !defined(GPSEG_CUDA)
   const int64_t bytes = start == nullptr ? 0 : size * static_cast<int64_t>(t->element_size());
   if (bytes > (int64_t{32} << 20)) {
     // whole pages around it, which belong to the same allocation
@@ -87,6 +91,15 @@ void* result(const OptionalTensor& t, DType dtype, int64_t size) {
 }
 
 DType accumulate(DType dtype) { return dtype == DType::float64 ? DType::float64 : DType::float32; }
+
+DType filter_dtype(DType dtype) {
+#if defined(GPSEG_CUDA) || defined(GPSEG_SIMT)
+  return accumulate(dtype);
+#else
+  (void)dtype;
+  return DType::float64;
+#endif
+}
 
 Images images_of(const Tensor& t) {
   STD_TORCH_CHECK(t.dim() == 4, "gpseg: a tensor [N, C, H, W] expected");
@@ -108,14 +121,14 @@ Epilogue epilogue_of(DType dtype, const Images& images, const OptionalTensor& sc
           images,
           {act_of(act), alpha, gain, clamp},
           nullptr,
-          memory(scale, sums, images.n * images.c),
-          memory(noise, sums, shared_noise ? images.hw : images.n * images.hw),
+          memory("scale", scale, sums, images.n * images.c),
+          memory("noise", noise, sums, shared_noise ? images.hw : images.n * images.hw),
           shared_noise,
-          memory(bias, sums, images.c)};
+          memory("bias", bias, sums, images.c)};
 }
 
 Epilogue with_x(Epilogue epilogue, const Tensor& x) {
-  epilogue.x = memory(x, epilogue.dtype, epilogue.images.size());
+  epilogue.x = memory("x", x, epilogue.dtype, epilogue.images.size());
   return epilogue;
 }
 
@@ -126,7 +139,7 @@ void bias_act_op(const Tensor& x, const OptionalTensor& bias, int64_t outer, int
   const Epilogue p = with_x(
       epilogue_of(dtype_of(x), images, std::nullopt, std::nullopt, bias, act, alpha, gain, clamp),
       x);
-  bias_act({p, result(y, p.dtype, images.size())});
+  run(&target::bias_act, {p, result("y", y, p.dtype, images.size())}, x);
 }
 
 void bias_act_backward_op(const Tensor& dy, const Tensor& x, const OptionalTensor& bias,
@@ -137,8 +150,10 @@ void bias_act_backward_op(const Tensor& dy, const Tensor& x, const OptionalTenso
   const Epilogue p = with_x(
       epilogue_of(dtype_of(x), images, std::nullopt, std::nullopt, bias, act, alpha, gain, clamp),
       x);
-  bias_act_backward({p, memory(dy, p.dtype, images.size()), result(dx, p.dtype, images.size()),
-                     nullptr, nullptr, memory(dbias, accumulate(p.dtype), channels)});
+  run(&target::bias_act_backward,
+      {p, memory("dy", dy, p.dtype, images.size()), result("dx", dx, p.dtype, images.size()),
+       nullptr, nullptr, result("dbias", dbias, accumulate(p.dtype), channels)},
+      x);
 }
 
 void bias_act_double_backward_op(const OptionalTensor& ddx, const OptionalTensor& ddbias,
@@ -152,10 +167,11 @@ void bias_act_double_backward_op(const OptionalTensor& ddx, const OptionalTensor
       epilogue_of(dtype_of(x), images, std::nullopt, std::nullopt, bias, act, alpha, gain, clamp),
       x);
   const DType sums = accumulate(p.dtype);
-  bias_act_double_backward({p, memory(dy, p.dtype, images.size()),
-                            memory(ddx, p.dtype, images.size()), memory(ddbias, sums, channels),
-                            result(ddy, p.dtype, images.size()),
-                            result(d2x, p.dtype, images.size()), memory(d2bias, sums, channels)});
+  run(&target::bias_act_double_backward,
+      {p, memory("dy", dy, p.dtype, images.size()), memory("ddx", ddx, p.dtype, images.size()),
+       memory("ddbias", ddbias, sums, channels), result("ddy", ddy, p.dtype, images.size()),
+       result("d2x", d2x, p.dtype, images.size()), result("d2bias", d2bias, sums, channels)},
+      x);
 }
 
 void demod_act_op(const Tensor& c, const OptionalTensor& d, const OptionalTensor& noise,
@@ -164,7 +180,7 @@ void demod_act_op(const Tensor& c, const OptionalTensor& d, const OptionalTensor
   const Images images = images_of(c);
   const Epilogue p =
       with_x(epilogue_of(dtype_of(c), images, d, noise, bias, act, alpha, gain, clamp), c);
-  demod_act({p, result(y, p.dtype, images.size())});
+  run(&target::demod_act, {p, result("y", y, p.dtype, images.size())}, c);
 }
 
 void demod_act_backward_op(const Tensor& dy, const Tensor& c, const OptionalTensor& d,
@@ -176,16 +192,17 @@ void demod_act_backward_op(const Tensor& dy, const Tensor& c, const OptionalTens
   const Epilogue p =
       with_x(epilogue_of(dtype_of(c), images, d, noise, bias, act, alpha, gain, clamp), c);
   const DType sums = accumulate(p.dtype);
-  demod_act_backward({p, memory(dy, p.dtype, images.size()), result(dc, p.dtype, images.size()),
-                      memory(dd, sums, images.n * images.c),
-                      memory(dnoise, sums, p.shared_noise ? images.hw : images.n * images.hw),
-                      memory(dbias, sums, images.c)});
+  run(&target::demod_act_backward,
+      {p, memory("dy", dy, p.dtype, images.size()), result("dc", dc, p.dtype, images.size()),
+       result("dd", dd, sums, images.n * images.c),
+       result("dnoise", dnoise, sums, p.shared_noise ? images.hw : images.n * images.hw),
+       result("dbias", dbias, sums, images.c)},
+      c);
 }
 
 Upfirdn2d upfirdn2d_of(const Tensor& x, const OptionalTensor& f, const std::vector<int64_t>& up,
                        const std::vector<int64_t>& down, const std::vector<int64_t>& padding,
                        bool flip_filter, double gain, const Tensor& y) {
-  static const double identity = 1;
   const Images images = images_of(x);
   const Axis along_x{x.size(3), y.size(3), up[0], down[0], padding[0]};
   const Axis along_y{x.size(2), y.size(2), up[1], down[1], padding[2]};
@@ -196,17 +213,17 @@ Upfirdn2d upfirdn2d_of(const Tensor& x, const OptionalTensor& f, const std::vect
               images.channels_last,
               along_x,
               along_y,
-              &identity,
+              nullptr,
               1,
               1,
               flip_filter,
               gain,
-              memory(x, dtype, images.size()),
-              result(y, dtype, images.n * images.c * along_x.out * along_y.out),
+              memory("x", x, dtype, images.size()),
+              result("y", y, dtype, images.n * images.c * along_x.out * along_y.out),
               nullptr,
               nullptr};
   if (f.has_value()) {
-    p.filter = static_cast<const double*>(memory(*f, DType::float64, f->numel()));
+    p.filter = memory("f", f, filter_dtype(dtype), f->numel());
     p.filter_h = f->dim() == 1 ? 0 : f->size(0);
     p.filter_w = f->size(f->dim() - 1);
   }
@@ -217,7 +234,7 @@ void upfirdn2d_op(const Tensor& x, const OptionalTensor& f, const std::vector<in
                   const std::vector<int64_t>& down, const std::vector<int64_t>& padding,
                   bool flip_filter, double gain, const Tensor& y) {
   if (y.numel() > 0) {
-    upfirdn2d(upfirdn2d_of(x, f, up, down, padding, flip_filter, gain, y));
+    run(&target::upfirdn2d, upfirdn2d_of(x, f, up, down, padding, flip_filter, gain, y), x);
   }
 }
 
@@ -234,9 +251,53 @@ void upfirdn2d_demod_act_op(const Tensor& x, const OptionalTensor& f,
   const Images images{p.n, p.c, p.x.out * p.y.out, p.channels_last};
   const Epilogue epilogue = epilogue_of(p.dtype, images, d, noise, bias, act, alpha, gain, clamp);
   p.epilogue = &epilogue;
-  p.filtered = result(c, p.dtype, images.size());
-  upfirdn2d(p);
+  p.filtered = result("c", c, p.dtype, images.size());
+  run(&target::upfirdn2d, p, x);
 }
+
+#if defined(GPSEG_CUDA) || defined(GPSEG_SIMT)
+
+void fused_conv_op(const Tensor& x, const Tensor& weight, const OptionalTensor& style,
+                   int64_t stride, const std::vector<int64_t>& padding, bool transposed,
+                   const OptionalTensor& d, const OptionalTensor& noise, const OptionalTensor& bias,
+                   const std::string& act, double alpha, double gain, double clamp, const Tensor& y,
+                   const OptionalTensor& c, const OptionalTensor& factor,
+                   const OptionalTensor& product) {
+  if (y.numel() == 0) {
+    return;
+  }
+  const DType dtype = dtype_of(x);
+  STD_TORCH_CHECK(dtype == DType::float16 || dtype == DType::bfloat16,
+                  "gpseg: fused_conv serves float16 and bfloat16");
+  const Images images{y.size(0), y.size(1), y.size(2) * y.size(3), true};
+  const int64_t n = x.size(0), in_c = x.size(1);
+  run(&target::fused_conv,
+      {dtype,
+       n,
+       x.size(2),
+       x.size(3),
+       in_c,
+       y.size(2),
+       y.size(3),
+       y.size(1),
+       weight.size(2),
+       weight.size(3),
+       stride,
+       padding[0],
+       padding[1],
+       transposed,
+       memory("x", x, dtype, x.numel()),
+       memory("weight", weight, dtype, images.c * in_c * weight.size(2) * weight.size(3)),
+       static_cast<const float*>(memory("style", style, DType::float32, n * in_c)),
+       epilogue_of(dtype, images, d, noise, bias, act, alpha, gain, clamp),
+       result("y", y, dtype, images.size()),
+       result("c", c, dtype, images.size()),
+       memory("factor", factor, dtype, images.size()),
+       static_cast<float*>(result("product", product, DType::float32, images.n * images.c))},
+      x);
+}
+
+#endif
 
 }  // namespace
 }  // namespace gpseg
@@ -245,7 +306,11 @@ void upfirdn2d_demod_act_op(const Tensor& x, const OptionalTensor& f,
 #define GPSEG_FLAT "int outer, int channels, int inner"
 #define GPSEG_FIR "Tensor? f, int[] up, int[] down, int[] padding, bool flip_filter"
 
-STABLE_TORCH_LIBRARY(gpseg_cpp, m) {
+// One more expansion, so that the macros' names are the library's and not GPSEG_LIBRARY.
+#define GPSEG_DEFINE(library, m) STABLE_TORCH_LIBRARY(library, m)
+#define GPSEG_IMPLEMENT(library, key, m) STABLE_TORCH_LIBRARY_IMPL(library, key, m)
+
+GPSEG_DEFINE(GPSEG_LIBRARY, m) {
   m.def("bias_act(Tensor x, Tensor? bias, " GPSEG_FLAT ", " GPSEG_ACTIVATION
         ", Tensor(a!) y) -> ()");
   m.def("bias_act_backward(Tensor dy, Tensor x, Tensor? bias, " GPSEG_FLAT ", " GPSEG_ACTIVATION
@@ -264,9 +329,15 @@ STABLE_TORCH_LIBRARY(gpseg_cpp, m) {
   m.def("upfirdn2d_demod_act(Tensor x, " GPSEG_FIR
         ", float fir_gain, Tensor? d, Tensor? noise, Tensor? bias, " GPSEG_ACTIVATION
         ", Tensor(a!) y, Tensor(b!)? c) -> ()");
+#if defined(GPSEG_CUDA) || defined(GPSEG_SIMT)
+  m.def(
+      "fused_conv(Tensor x, Tensor weight, Tensor? style, int stride, int[] padding, bool "
+      "transposed, Tensor? d, Tensor? noise, Tensor? bias, " GPSEG_ACTIVATION
+      ", Tensor(a!) y, Tensor(b!)? c, Tensor? factor, Tensor(c!)? product) -> ()");
+#endif
 }
 
-STABLE_TORCH_LIBRARY_IMPL(gpseg_cpp, CPU, m) {
+GPSEG_IMPLEMENT(GPSEG_LIBRARY, GPSEG_DISPATCH_KEY, m) {
   m.impl("bias_act", TORCH_BOX(&gpseg::bias_act_op));
   m.impl("bias_act_backward", TORCH_BOX(&gpseg::bias_act_backward_op));
   m.impl("bias_act_double_backward", TORCH_BOX(&gpseg::bias_act_double_backward_op));
@@ -274,4 +345,7 @@ STABLE_TORCH_LIBRARY_IMPL(gpseg_cpp, CPU, m) {
   m.impl("demod_act_backward", TORCH_BOX(&gpseg::demod_act_backward_op));
   m.impl("upfirdn2d", TORCH_BOX(&gpseg::upfirdn2d_op));
   m.impl("upfirdn2d_demod_act", TORCH_BOX(&gpseg::upfirdn2d_demod_act_op));
+#if defined(GPSEG_CUDA) || defined(GPSEG_SIMT)
+  m.impl("fused_conv", TORCH_BOX(&gpseg::fused_conv_op));
+#endif
 }

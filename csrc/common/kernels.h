@@ -71,7 +71,9 @@ struct Upfirdn2d {
   bool channels_last;
   Axis x;
   Axis y;
-  const double* filter;  // [filter_h, filter_w], or [filter_w] for both axes if filter_h is 0
+  // [filter_h, filter_w], or [filter_w] for both axes if filter_h is 0; null for one tap of 1. On
+  // the CPU in float64, on a GPU in device memory and the accumulation type.
+  const void* filter;
   int64_t filter_h;
   int64_t filter_w;
   bool flip_filter;

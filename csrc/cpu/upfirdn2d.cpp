@@ -67,7 +67,9 @@ FirPlan plan_of(const Upfirdn2d& p) {
   const int64_t height = p.filter_h == 0 ? p.filter_w : p.filter_h;
   FirPlan plan{phases_of(p.x, p.filter_w), phases_of(p.y, height), true, p.filter_w, {}, {}, {}};
   const int64_t count = p.filter_w * std::max<int64_t>(p.filter_h, 1);
-  plan.taps.assign(p.filter, p.filter + count);
+  static const double identity = 1;
+  const auto* taps = p.filter == nullptr ? &identity : static_cast<const double*>(p.filter);
+  plan.taps.assign(taps, taps + count);
   if (!p.flip_filter) {
     std::reverse(plan.taps.begin(), plan.taps.end());
   }

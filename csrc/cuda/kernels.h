@@ -1,0 +1,61 @@
+// Entry points of the CUDA kernels. Nothing here knows of torch, nor of CUDA's headers.
+//
+// Tensors are as in common/kernels.h, in device memory, the filter included (in the accumulation
+// type: reading it on the host would wait for the device). Calls only enqueue; a launch that fails
+// throws std::runtime_error naming kernel, shape and configuration.
+#pragma once
+
+#include <cstdint>
+
+#include "common/kernels.h"
+
+namespace gpseg::cuda {
+
+// Where to launch, and where scratch memory comes from.
+struct Queue {
+  void* stream;                                     // cudaStream_t
+  void* (*allocate)(void* context, int64_t bytes);  // aligned to 256 bytes; lives until the op ends
+  void* context;
+
+  template <class T>
+  T* scratch(int64_t count) const {
+    return static_cast<T*>(allocate(context, count * static_cast<int64_t>(sizeof(T))));
+  }
+};
+
+// c = conv(weight, style * x), y = epilogue(c), all channels_last, in one implicit matrix product
+// on tensor cores: float16 or bfloat16, sums in float32.
+struct FusedConv {
+  DType dtype;
+  int64_t n;
+  int64_t in_h, in_w, in_c;
+  int64_t out_h, out_w, out_c;
+  int64_t kernel_h, kernel_w;
+  int64_t stride;  // 1 or 2
+  int64_t pad_y, pad_x;
+  bool transposed;     // x[i] * weight[k] goes to out[i * stride - pad + k]
+  const void* x;       // [N, in_h, in_w, in_c]
+  const void* weight;  // [out_c, kernel_h, kernel_w, in_c]
+  const float* style;  // [N, in_c] or null
+  Epilogue epilogue;   // its x is not read, its images are the output's
+  void* y;
+  void* c;             // written too if not null
+  const void* factor;  // [N, out_h, out_w, out_c] or null
+  float* product;      // [N, out_c], the sum over pixels of c * factor; only with a factor
+};
+
+// What `fused_conv` needs of channels: 16-byte accesses.
+constexpr int64_t kChannelMultiple = 8;
+
+void bias_act(const EpilogueForward& p, const Queue& queue);
+void bias_act_backward(const EpilogueBackward& p, const Queue& queue);
+void bias_act_double_backward(const EpilogueDoubleBackward& p, const Queue& queue);
+
+void demod_act(const EpilogueForward& p, const Queue& queue);
+void demod_act_backward(const EpilogueBackward& p, const Queue& queue);
+
+void upfirdn2d(const Upfirdn2d& p, const Queue& queue);
+
+void fused_conv(const FusedConv& p, const Queue& queue);
+
+}  // namespace gpseg::cuda

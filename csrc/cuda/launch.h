@@ -1,0 +1,65 @@
+// Host side of a launch: grids, limits, and errors that say what failed.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "cuda/kernels.h"
+
+namespace gpseg::cuda {
+
+constexpr int64_t kMostBlocks = 0x7fffffff;  // along x; kernels cut work along x alone
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline cudaStream_t stream_of(const Queue& queue) {
+  return static_cast<cudaStream_t>(queue.stream);
+}
+
+// To be called right after a launch. `shape` is what the user would know the problem by.
+inline void check_launch(const char* kernel, const std::string& shape, dim3 grid, dim3 block,
+                         size_t shared_bytes) {
+  const cudaError_t error = cudaGetLastError();
+  if (error == cudaSuccess) {
+    return;
+  }
+  throw std::runtime_error("gpseg: kernel " + std::string(kernel) + " on " + shape +
+                           " did not launch with " + std::to_string(grid.x) + " blocks of " +
+                           std::to_string(block.x * block.y * block.z) + " threads and " +
+                           std::to_string(shared_bytes) +
+                           " bytes of shared memory: " + cudaGetErrorString(error));
+}
+
+inline const char* name_of(DType dtype) {
+  constexpr const char* names[] = {"float16", "bfloat16", "float32", "float64"};
+  return names[static_cast<int>(dtype)];
+}
+
+inline std::string shape_of(DType dtype, const Images& images) {
+  return std::string(name_of(dtype)) + " [" + std::to_string(images.n) + ", " +
+         std::to_string(images.c) + ", " + std::to_string(images.hw) + "]" +
+         (images.channels_last ? " channels_last" : "");
+}
+
+// Calls body with a value of the element type.
+template <class Body>
+void for_dtype(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::float16:
+      return body(__half{});
+    case DType::bfloat16:
+      return body(__nv_bfloat16{});
+    case DType::float32:
+      return body(float{});
+    case DType::float64:
+      return body(double{});
+  }
+}
+
+}  // namespace gpseg::cuda
