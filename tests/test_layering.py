@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    {"gpseg", "gpseg._C", "gpseg.errors"},
+    {"gpseg", "gpseg._C", "gpseg._cuda", "gpseg.errors"},
     {"gpseg.atomic"},
     {"gpseg.data"},
     {"gpseg.backends"},
@@ -31,10 +31,10 @@ LAYERS = (
         "gpseg.convert",
     },
 )
-"""A module may import from its own package and from layers before its own. gpseg._C is csrc."""
+"""A module may import from its own package and from layers before its own. gpseg._C and _cuda are csrc."""
 
 ONLY = {
-    "gpseg.backends": {"gpseg._C"},
+    "gpseg.backends": {"gpseg._C", "gpseg._cuda", "gpseg.atomic"},
     "gpseg.ops": {"gpseg.backends"},
     "gpseg.atomic": {"gpseg.errors"},
 }
@@ -62,8 +62,8 @@ def imports(source: str) -> Iterator[str]:
                 yield from (submodule(alias.name) for alias in node.names)
             elif node.module and node.module.startswith("gpseg."):
                 yield node.module
-        elif isinstance(node, ast.Constant) and str(node.value).startswith("gpseg._C"):
-            yield "gpseg._C"  # importlib.import_module("gpseg._C")
+        elif isinstance(node, ast.Constant) and node.value in ("gpseg._C", "gpseg._cuda"):
+            yield str(node.value)  # importlib.import_module("gpseg._C")
 
 
 def submodule(name: str) -> str:

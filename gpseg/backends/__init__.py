@@ -1,8 +1,7 @@
 """Backends: which exist, what each declares it can serve, and which one serves a call.
 
-A backend is a module with the constants `DEVICES` (None: any) and `DTYPES`, a function `available()` that
-returns None or one line saying why it is off, and the kernels, under the same names in every backend.
-Choice is made from these declarations alone, never by trying and catching.
+Each lives in a module of its name, as `BACKEND`; `gpseg.backends.contract` says what it has to offer. Choice is made
+from its declarations alone, never by trying and catching.
 """
 
 import functools
@@ -10,32 +9,34 @@ import importlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-NAMES = ("cpp", "eager")
-"""Every backend, fastest first: the first one that can serve a call does."""
+from gpseg.backends.contract import Backend
+
+NAMES = ("cuda", "cpp", "eager", "simt")
+"""Every backend, fastest first: the first one that can serve a call does. So simt, which is there to test the CUDA
+kernels on the CPU, only ever serves when it is forced."""
 
 _forced = threading.local()
 
 
-def module(name: str) -> ModuleType:
-    """The backend's module, whether it can be used or not.
+def get(name: str) -> Backend:
+    """The backend of that name, whether it can be used or not.
 
     Raises:
         ValueError: there is no backend of that name.
     """
     if name not in NAMES:
         raise ValueError(f"no backend {name!r}; there are: {', '.join(NAMES)}")
-    return importlib.import_module(f"gpseg.backends.{name}")
+    backend: Backend = importlib.import_module(f"gpseg.backends.{name}").BACKEND
+    return backend
 
 
 @functools.cache
 def _off(name: str) -> str | None:
-    reason: str | None = module(name).available()
-    return reason
+    return get(name).available()
 
 
 def backends() -> dict[str, str | None]:
@@ -47,7 +48,7 @@ def refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the backend can't serve tensors of this device and dtype; None if it can."""
     if (reason := _off(name)) is not None:
         return reason
-    declared = module(name)
+    declared = get(name)
     if declared.DEVICES is not None and device.type not in declared.DEVICES:
         return f"serves {', '.join(declared.DEVICES)} tensors, got {device.type}"
     if dtype not in declared.DTYPES:
@@ -56,11 +57,11 @@ def refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 @functools.cache
-def _preferred(device: torch.device, dtype: torch.dtype) -> ModuleType:
+def _preferred(device: torch.device, dtype: torch.dtype) -> Backend:
     reasons = {name: refusal(name, device, dtype) for name in NAMES}
     for name, reason in reasons.items():
         if reason is None:
-            return module(name)
+            return get(name)
     why = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
     raise RuntimeError(f"no backend can serve {dtype} on {device}: {why}")
 
@@ -82,7 +83,7 @@ def use_backend(name: str | None) -> Iterator[None]:
         RuntimeError: the backend is off; the message says why.
     """
     if name is not None:
-        module(name)
+        get(name)
         if (reason := _off(name)) is not None:
             raise RuntimeError(f"backend {name!r} is off: {reason}")
     before = forced_backend()
@@ -93,7 +94,7 @@ def use_backend(name: str | None) -> Iterator[None]:
         _forced.name = before
 
 
-def select(x: Tensor) -> ModuleType:
+def select(x: Tensor) -> Backend:
     """The backend that serves ops on `x`.
 
     Raises:
@@ -104,4 +105,4 @@ def select(x: Tensor) -> ModuleType:
         return _preferred(x.device, x.dtype)
     if (reason := refusal(name, x.device, x.dtype)) is not None:
         raise RuntimeError(f"backend {name!r} can't serve this call: it {reason}")
-    return module(name)
+    return get(name)

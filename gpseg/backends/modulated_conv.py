@@ -2,15 +2,17 @@
 
     u = styles·x       d = rsqrt(styles² @ W2ᵀ + ε)       c = conv(weight, u)       y = bias_act(d·c + noise)
 
-with W2[o, i] = Σ weight², so that no [N, O, I, k, k] tensor is ever made, forward or backward.
+with W2[o, i] = Σ weight², so that no [N, O, I, k, k] tensor is ever made, forward or backward. Where the backend has a
+convolution of its own that takes the passes in, `gpseg.backends.routes` says which of the two ways is taken.
 """
 
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from gpseg.backends import routes
+from gpseg.backends.contract import Backend, Epilogue
 from gpseg.backends.convolution import (
     conv2d,
     conv2d_input_grad,
@@ -19,6 +21,7 @@ from gpseg.backends.convolution import (
 )
 from gpseg.backends.layout import accumulate_dtype, in_layout_of
 from gpseg.backends.resampling import (
+    Convolution,
     Fir,
     Plan,
     adjoint_padding,
@@ -51,6 +54,10 @@ class Layer:
             (weight.shape[2], weight.shape[3]), filter_taps(f), self.up, self.down, self.padding
         )
 
+    def epilogue(self, d: Tensor | None, noise: Tensor | None, bias: Tensor | None) -> Epilogue:
+        """What follows the convolution."""
+        return Epilogue(d, noise, bias, self.act, self.alpha, self.gain, self.clamp)
+
     @property
     def is_affine(self) -> bool:
         """The epilogue's gradient is the gain alone, whatever the convolution gave."""
@@ -67,15 +74,14 @@ def demodulation(w2: Tensor, styles: Tensor) -> Tensor:
     return (styles.square() @ w2.t() + EPSILON).rsqrt()
 
 
-def _filter(backend: ModuleType, x: Tensor, fir: Fir, f: Tensor | None) -> Tensor:
+def _filter(backend: Backend, x: Tensor, fir: Fir, f: Tensor | None) -> Tensor:
     taps = f if fir.filtered else None
     pair = (fir.up, fir.up), (fir.down, fir.down)
-    y: Tensor = backend.upfirdn2d(x, taps, *pair, fir.padding, False, fir.gain)
-    return y
+    return backend.upfirdn2d(x, taps, *pair, fir.padding, False, fir.gain)
 
 
 def _filter_adjoint(
-    backend: ModuleType, dy: Tensor, fir: Fir, f: Tensor | None, size: torch.Size
+    backend: Backend, dy: Tensor, fir: Fir, f: Tensor | None, size: torch.Size
 ) -> Tensor:
     """Gradient of `_filter` for an input of the given size."""
     taps = f if fir.filtered else None
@@ -83,12 +89,11 @@ def _filter_adjoint(
         filter_taps(taps), (fir.up, fir.up), (fir.down, fir.down), fir.padding, size, dy.shape
     )
     pair = (fir.down, fir.down), (fir.up, fir.up)
-    dx: Tensor = backend.upfirdn2d(dy, taps, *pair, padding, True, fir.gain)
-    return dx
+    return backend.upfirdn2d(dy, taps, *pair, padding, True, fir.gain)
 
 
 def forward(
-    backend: ModuleType,
+    backend: Backend,
     x: Tensor,
     weight: Tensor,
     styles: Tensor,
@@ -102,28 +107,92 @@ def forward(
     plan, conv = layer.plan(weight, f), layer.plan(weight, f).convolution
     s = styles.to(accumulate_dtype(x.dtype))
     d = demodulation(squared_norms(weight), s) if layer.demodulate else None
-    epilogue = (d, noise, bias, layer.act, layer.alpha, layer.gain, layer.clamp)
+    epilogue = layer.epilogue(d, noise, bias)
     keep = keep and not layer.is_affine
 
-    u = backend.scale_channels(x, s)
-    if plan.before is not None:
-        u = _filter(backend, u, plan.before, f)
     w = oriented_weight(weight, conv.transposed, layer.flip_weight)
-    c = conv2d(u, w, [conv.stride] * 2, conv.padding, conv.transposed, [0, 0], 1)
-    if plan.after is not None:
-        fir = plan.after
-        pair = (fir.up, fir.up), (fir.down, fir.down)
-        fused: tuple[Tensor, Tensor | None] = backend.upfirdn2d_demod_act(
-            c, f, *pair, fir.padding, False, fir.gain, *epilogue, keep
-        )
-        return fused
-    if layer.is_affine and layer.gain == 1 and bias is None and noise is None:
-        return c, None
-    return backend.demod_act(c, *epilogue), c if keep else None
+    if (
+        plan.after is None
+        and layer.is_affine
+        and layer.gain == 1
+        and bias is None
+        and noise is None
+    ):
+        return _convolved(backend, x, s, w, plan, f, Epilogue(), False)
+    if plan.after is None:
+        return _convolved(backend, x, s, w, plan, f, epilogue, keep)
+    c, _ = _convolved(backend, x, s, w, plan, f, Epilogue(), False)
+    fir = plan.after
+    pair = (fir.up, fir.up), (fir.down, fir.down)
+    return backend.upfirdn2d_demod_act(c, f, *pair, fir.padding, False, fir.gain, epilogue, keep)
+
+
+def _convolved(
+    backend: Backend,
+    x: Tensor,
+    s: Tensor,
+    w: Tensor,
+    plan: Plan,
+    f: Tensor | None,
+    epilogue: Epilogue,
+    keep: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The epilogue of c, the plan's convolution of s·x with what goes before it, and c too if `keep`."""
+    conv = plan.convolution
+
+    def composed() -> tuple[Tensor, Tensor | None]:
+        u = backend.scale_channels(x, s)
+        if plan.before is not None:
+            u = _filter(backend, u, plan.before, f)
+        c = conv2d(u, w, [conv.stride] * 2, conv.padding, conv.transposed, [0, 0], 1)
+        if epilogue.does_nothing:
+            return c, None
+        return backend.demod_act(c, epilogue), c if keep else None
+
+    if plan.before is not None or not backend.fuses(x, w, conv):
+        return composed()
+    size = convolved_size(x.shape, w, plan)
+
+    def fused() -> tuple[Tensor, Tensor | None]:
+        return backend.fused_conv(x, w, conv, size, s, epilogue, keep)
+
+    passes = 0 if epilogue.does_nothing else 2
+    problem = _problem("forward", x.dtype, x.shape, size, w, conv, passes, keep)
+    return routes.choose(problem, x.device, fused, composed)
+
+
+def _problem(
+    direction: str,
+    dtype: torch.dtype,
+    size_in: torch.Size,
+    size_out: torch.Size,
+    w: Tensor,
+    conv: Convolution,
+    passes: int,
+    keep: bool,
+) -> routes.Problem:
+    (n, in_c, in_h, in_w), (_, out_c, out_h, out_w) = size_in, size_out
+    taps = w.shape[2] * w.shape[3]
+    return routes.Problem(
+        direction,
+        str(dtype),
+        n,
+        in_c,
+        in_h,
+        in_w,
+        out_c,
+        out_h,
+        out_w,
+        taps,
+        conv.stride,
+        conv.transposed,
+        passes,
+        keep,
+    )
 
 
 def backward(
-    backend: ModuleType,
+    backend: Backend,
     dy: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -143,7 +212,7 @@ def backward(
     d = demodulation(w2, s) if w2 is not None else None
     # an affine epilogue keeps no c: its backward reads only the size, which dy has too
     dc, dd, dnoise, dbias = backend.demod_act_backward(
-        dy, dy if c is None else c, d, noise, bias, layer.act, layer.alpha, layer.gain, layer.clamp
+        dy, dy if c is None else c, layer.epilogue(d, noise, bias)
     )
     dweight, dx, ds = None, None, None
     if needs_weight or needs_input:
@@ -162,11 +231,8 @@ def backward(
             dw = conv2d_weight_grad(*pair, w.shape, stride, padding, 1)
             dweight = oriented_weight(dw, conv.transposed, layer.flip_weight)
     if needs_input:
-        du = conv2d_input_grad(dc, w, u_size, stride, padding, conv.transposed, 1)
-        if plan.before is not None:
-            du = _filter_adjoint(backend, du, plan.before, f, x.shape)
-        dx, ds = backend.scale_channels_backward(x, s, du)
-    if d is not None and w2 is not None:
+        dx, ds = _input_gradients(backend, dc, x, s, w, u_size, plan, f)
+    if d is not None and w2 is not None and dd is not None:
         g = -0.5 * dd * d**3
         if ds is not None:
             ds = ds + 2 * s * (g @ w2)
@@ -176,6 +242,37 @@ def backward(
     if dweight is not None:
         dweight = in_layout_of(dweight, weight)
     return dx, dweight, None if ds is None else ds.to(styles.dtype), dbias, dnoise
+
+
+def _input_gradients(
+    backend: Backend,
+    dc: Tensor,
+    x: Tensor,
+    s: Tensor,
+    w: Tensor,
+    u_size: torch.Size,
+    plan: Plan,
+    f: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Gradients (dx, ds) of the plan's convolution of u, which is s·x after what goes before it."""
+    conv = plan.convolution
+
+    def composed() -> tuple[Tensor, Tensor]:
+        padding = conv.padding
+        du = conv2d_input_grad(dc, w, u_size, [conv.stride] * 2, padding, conv.transposed, 1)
+        if plan.before is not None:
+            du = _filter_adjoint(backend, du, plan.before, f, x.shape)
+        return backend.scale_channels_backward(x, s, du)
+
+    if plan.before is not None or not backend.fuses(x, w, conv):
+        return composed()
+
+    def fused() -> tuple[Tensor, Tensor]:
+        return backend.fused_conv_input_grad(dc, w, conv, x, s)
+
+    gradient = Convolution(conv.stride, conv.padding, not conv.transposed)
+    problem = _problem("input_grad", x.dtype, dc.shape, x.shape, w, gradient, 3, False)
+    return routes.choose(problem, x.device, fused, composed)
 
 
 def convolved_size(size: torch.Size, w: Tensor, plan: Plan) -> torch.Size:

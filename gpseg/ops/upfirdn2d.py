@@ -32,9 +32,10 @@ def _kernel(
     flip_filter: bool,
     gain: float,
 ) -> Tensor:
-    backend = backends.select(x)
-    y: Tensor = backend.upfirdn2d(x, f, tuple(up), tuple(down), tuple(padding), flip_filter, gain)
-    return y
+    (upx, upy), (downx, downy), (x0, x1, y0, y1) = up, down, padding
+    return backends.select(x).upfirdn2d(
+        x, f, (upx, upy), (downx, downy), (x0, x1, y0, y1), flip_filter, gain
+    )
 
 
 def _fake(

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from gpseg.backends import cpp
+from gpseg.backends.contract import Epilogue
+from gpseg.backends.cpp import BACKEND as cpp
 
 if cpp.available() is not None:
     pytest.skip(str(cpp.available()), allow_module_level=True)
@@ -429,14 +430,14 @@ class TestModulatedConv:
 
             inputs = [None if t is None else t.double().requires_grad_() for t in (c, *side)]
             y = reference_demod_act(*inputs, act, 1.3, clamp)
-            actual = cpp.demod_act(c, *side, *arguments)
+            actual = cpp.demod_act(c, Epilogue(*side, *arguments))
             assert_close(actual, y, dtype)
             assert_layout_of(actual, c)
 
             leaves = [t for t in inputs if t is not None]
             gradients = iter(torch.autograd.grad(y, leaves, dy.double()))
             expected = [None if t is None else next(gradients) for t in inputs]
-            actuals = cpp.demod_act_backward(dy, c, *side, *arguments)
+            actuals = cpp.demod_act_backward(dy, c, Epilogue(*side, *arguments))
             assert_layout_of(actuals[0], c)
             summed = [None, dy * c, dy, dy]
             for a, e, t, terms in zip(actuals, expected, (c, *side), summed, strict=True):
@@ -449,9 +450,9 @@ class TestModulatedConv:
         side = self.side_inputs((2, 3, 5, 6), "per sample", torch.float64, True)
         inputs = [t.double().requires_grad_() for t in (c, *side)]
         y = reference_demod_act(*inputs, act, 1.3, -1)
-        assert_close(cpp.demod_act(c, *side, act, 0.3, 1.3, -1.0), y, torch.float64)
+        assert_close(cpp.demod_act(c, Epilogue(*side, act, 0.3, 1.3, -1.0)), y, torch.float64)
         expected = torch.autograd.grad(y, inputs, dy)
-        actual = cpp.demod_act_backward(dy, c, *side, act, 0.3, 1.3, -1.0)
+        actual = cpp.demod_act_backward(dy, c, Epilogue(*side, act, 0.3, 1.3, -1.0))
         for a, e in zip(actual, expected, strict=True):
             assert_close(a, e, torch.float64)
 
@@ -489,7 +490,13 @@ class TestModulatedConv:
             wide = [None if t is None else t.double() for t in side]
             expected = reference_demod_act(filtered, *wide, "lrelu", 1.3, 1.1)
             y, c = cpp.upfirdn2d_demod_act(
-                x, FILTERS[name], *geometry, False, 4.0, *side, "lrelu", 0.3, 1.3, 1.1, keep
+                x,
+                FILTERS[name],
+                *geometry,
+                False,
+                4.0,
+                Epilogue(*side, "lrelu", 0.3, 1.3, 1.1),
+                keep,
             )
             assert_close(y, expected, dtype)
             assert_close(c, filtered if keep else None, dtype)
@@ -500,14 +507,13 @@ class TestModulatedConv:
             for noise in "per sample", "one sample", "none":
                 c = sample(*size)
                 side = self.side_inputs(size, noise, torch.float64, True)
-                assert cpp.demod_act(c, *side, "lrelu", 0.2, 1, -1).shape == size
-                gradients = cpp.demod_act_backward(c, c, *side, "lrelu", 0.2, 1, -1)
+                assert cpp.demod_act(c, Epilogue(*side, "lrelu", 0.2, 1, -1)).shape == size
+                gradients = cpp.demod_act_backward(c, c, Epilogue(*side, "lrelu", 0.2, 1, -1))
                 for g, t in zip(gradients, (c, *side), strict=True):
                     assert_close(g, None if t is None else torch.zeros_like(t), torch.float64)
                 y, _ = cpp.upfirdn2d_demod_act(
-                    c, SMOOTH, (1, 1), (1, 1), (9, 9, 9, 9), False, 1.0,
-                    None, None, None, "linear", 0, 1, -1, False,
-                )  # fmt: skip
+                    c, SMOOTH, (1, 1), (1, 1), (9, 9, 9, 9), False, 1.0, Epilogue(), False
+                )
                 assert not y.any()
 
 
@@ -525,7 +531,9 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
                     [
                         cpp.upfirdn2d(z, SMOOTH, (2, 2), (1, 1), (2, 1, 2, 1), False, 4.0),
                         *cpp.bias_act_backward(z, z, b, 1, "lrelu", 0.2, 1.4, 2.0),
-                        *cpp.demod_act_backward(z, z, d, noise, b, "lrelu", 0.2, 1.4, 2.0),
+                        *cpp.demod_act_backward(
+                            z, z, Epilogue(d, noise, b, "lrelu", 0.2, 1.4, 2.0)
+                        ),
                     ]
                 )
     finally:

@@ -1,36 +1,44 @@
 """Plain PyTorch, any device: the reference every other backend is held against."""
 
+from typing import NoReturn
+
 import torch
 
-from gpseg.backends.eager.bias_act import bias_act, bias_act_backward, bias_act_double_backward
-from gpseg.backends.eager.modulated_conv import (
-    demod_act,
-    demod_act_backward,
-    scale_channels,
-    scale_channels_backward,
-    upfirdn2d_demod_act,
-)
-from gpseg.backends.eager.upfirdn2d import upfirdn2d
-
-DEVICES = None
-DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
-
-__all__ = [
-    "DEVICES",
-    "DTYPES",
-    "available",
-    "bias_act",
-    "bias_act_backward",
-    "bias_act_double_backward",
-    "demod_act",
-    "demod_act_backward",
-    "scale_channels",
-    "scale_channels_backward",
-    "upfirdn2d",
-    "upfirdn2d_demod_act",
-]
+from gpseg.backends.contract import Backend
+from gpseg.backends.eager import bias_act as _bias_act
+from gpseg.backends.eager import modulated_conv as _modulated_conv
+from gpseg.backends.eager import upfirdn2d as _upfirdn2d
 
 
-def available() -> str | None:
-    """None: plain PyTorch is always there."""
-    return None
+class EagerBackend:
+    """The functions of this package's modules, as `gpseg.backends.contract.Backend` has them."""
+
+    DEVICES = None
+    DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+    upfirdn2d = staticmethod(_upfirdn2d.upfirdn2d)
+    bias_act = staticmethod(_bias_act.bias_act)
+    bias_act_backward = staticmethod(_bias_act.bias_act_backward)
+    bias_act_double_backward = staticmethod(_bias_act.bias_act_double_backward)
+    scale_channels = staticmethod(_modulated_conv.scale_channels)
+    scale_channels_backward = staticmethod(_modulated_conv.scale_channels_backward)
+    demod_act = staticmethod(_modulated_conv.demod_act)
+    demod_act_backward = staticmethod(_modulated_conv.demod_act_backward)
+    upfirdn2d_demod_act = staticmethod(_modulated_conv.upfirdn2d_demod_act)
+
+    def available(self) -> str | None:
+        """None: plain PyTorch is always there."""
+        return None
+
+    def fuses(self, *_: object) -> bool:
+        """Nothing is fused."""
+        return False
+
+    def fused_conv(self, *_: object) -> NoReturn:
+        """There is none."""
+        raise NotImplementedError
+
+    fused_conv_input_grad = fused_conv
+
+
+BACKEND: Backend = EagerBackend()

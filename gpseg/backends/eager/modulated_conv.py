@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from gpseg.backends.contract import Epilogue
 from gpseg.backends.eager.bias_act import bias_act, bias_act_backward
 from gpseg.backends.eager.upfirdn2d import upfirdn2d
 from gpseg.backends.layout import accumulate_dtype, in_layout_of
@@ -28,32 +29,19 @@ def _preactivation(c: Tensor, d: Tensor | None, noise: Tensor | None) -> Tensor:
     return z
 
 
-def demod_act(
-    c: Tensor,
-    d: Tensor | None,
-    noise: Tensor | None,
-    b: Tensor | None,
-    act: str,
-    alpha: float,
-    gain: float,
-    clamp: float,
-) -> Tensor:
-    """clamp(gain · act(d · c + noise + b)) for `c [N, O, H, W]`, `d [N, O]`, noise [N|1, 1, H, W] or [H, W]."""
+def demod_act(c: Tensor, epilogue: Epilogue) -> Tensor:
+    """clamp(gain · act(d · c + noise + b)) for `c [N, O, H, W]`."""
+    d, noise, b, act, alpha, gain, clamp = epilogue
     return in_layout_of(bias_act(_preactivation(c, d, noise), b, 1, act, alpha, gain, clamp), c)
 
 
 def demod_act_backward(
     dy: Tensor,
     c: Tensor,
-    d: Tensor | None,
-    noise: Tensor | None,
-    b: Tensor | None,
-    act: str,
-    alpha: float,
-    gain: float,
-    clamp: float,
+    epilogue: Epilogue,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients (dc, dd, dnoise, db) of `demod_act`; None where the input is None."""
+    d, noise, b, act, alpha, gain, clamp = epilogue
     z = _preactivation(c, d, noise)
     dz, db = bias_act_backward(dy.to(z.dtype), z, b, 1, act, alpha, gain, clamp)
     dd = None if d is None else (dz * c.to(dz.dtype)).sum([2, 3]).to(d.dtype)
@@ -72,15 +60,9 @@ def upfirdn2d_demod_act(
     padding: tuple[int, int, int, int],
     flip_filter: bool,
     fir_gain: float,
-    d: Tensor | None,
-    noise: Tensor | None,
-    b: Tensor | None,
-    act: str,
-    alpha: float,
-    gain: float,
-    clamp: float,
+    epilogue: Epilogue,
     keep: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """`demod_act(upfirdn2d(x, …), …)`, and the filter's result c too if `keep`."""
     c = upfirdn2d(x, f, up, down, padding, flip_filter, fir_gain)
-    return demod_act(c, d, noise, b, act, alpha, gain, clamp), c if keep else None
+    return demod_act(c, epilogue), c if keep else None

@@ -1,0 +1,319 @@
+"""The kernels that csrc/ops.cpp binds, as a backend: tensors made dense, results allocated."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpseg.backends.contract import Epilogue, Pair
+from gpseg.backends.layout import (
+    accumulate_dtype,
+    empty_in_layout_of,
+    in_layout_of,
+    memory_format_of,
+)
+from gpseg.backends.resampling import Convolution, Padding, filter_taps, filtered_size
+
+_CHANNEL_MULTIPLE = 8
+"""csrc/cuda/kernels.h: what the tensor-core kernel needs of channels."""
+
+
+class CompiledBackend:
+    """A library of kernels; functions as in `gpseg.backends.contract.Backend`.
+
+    Args:
+        library: what csrc/ops.cpp registers its kernels under.
+        devices: types of the devices they serve.
+        load: loads the library; returns None, or one line saying why it is off.
+        on_gpu: they are the CUDA kernels, wherever they run: filters stay where they are, in the type of the
+            sums, and there is a tensor-core convolution.
+    """
+
+    DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+    def __init__(
+        self,
+        library: str,
+        devices: tuple[str, ...],
+        load: Callable[[], str | None],
+        on_gpu: bool = False,
+    ) -> None:
+        self.DEVICES = devices
+        self._kernels: Any = getattr(torch.ops, library)
+        self._load = load
+        self._on_gpu = on_gpu
+
+    @functools.cached_property
+    def _off(self) -> str | None:
+        return self._load()
+
+    def available(self) -> str | None:
+        """None if the kernels can be used here, else one line that says why not."""
+        return self._off
+
+    def bias_act(
+        self,
+        x: Tensor,
+        b: Tensor | None,
+        dim: int,
+        act: str,
+        alpha: float,
+        gain: float,
+        clamp: float,
+    ) -> Tensor:
+        """y = clamp(gain · act(x + b))."""
+        x, y = in_layout_of(x, x), empty_in_layout_of(x, x.shape)
+        flat = _flattened(x, dim)
+        self._kernels.bias_act.default(x, _for_sums(b, x), *flat, act, alpha, gain, clamp, y)
+        return y
+
+    def bias_act_backward(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        b: Tensor | None,
+        dim: int,
+        act: str,
+        alpha: float,
+        gain: float,
+        clamp: float,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Gradients (dx, db) of `bias_act`; db is None without a bias."""
+        dy, x = in_layout_of(dy, x), in_layout_of(x, x)
+        dx, db = empty_in_layout_of(x, x.shape), _sums_for(b, x)
+        self._kernels.bias_act_backward.default(
+            dy, x, _for_sums(b, x), *_flattened(x, dim), act, alpha, gain, clamp, dx, db
+        )
+        return dx, _as_gradient(db, b)
+
+    def bias_act_double_backward(
+        self,
+        ddx: Tensor | None,
+        ddb: Tensor | None,
+        dy: Tensor,
+        x: Tensor,
+        b: Tensor | None,
+        dim: int,
+        act: str,
+        alpha: float,
+        gain: float,
+        clamp: float,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Gradients with respect to (dy, x, b) of <dx, ddx> + <db, ddb>, the outputs of the backward."""
+        dy, x = in_layout_of(dy, x), in_layout_of(x, x)
+        ddy, d2x = empty_in_layout_of(x, x.shape), empty_in_layout_of(x, x.shape)
+        d2b = _sums_for(b, x)
+        self._kernels.bias_act_double_backward.default(
+            None if ddx is None else in_layout_of(ddx, x),
+            _for_sums(ddb, x),
+            dy,
+            x,
+            _for_sums(b, x),
+            *_flattened(x, dim),
+            act,
+            alpha,
+            gain,
+            clamp,
+            ddy,
+            d2x,
+            d2b,
+        )
+        return ddy, d2x, _as_gradient(d2b, b)
+
+    def scale_channels(self, x: Tensor, s: Tensor) -> Tensor:
+        """x · s for `x [N, C, H, W]`, `s [N, C]`."""
+        return self.demod_act(x, Epilogue(d=s))
+
+    def scale_channels_backward(self, x: Tensor, s: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients (dx, ds) of `scale_channels`, in one pass."""
+        dx, ds, _, _ = self.demod_act_backward(dy, x, Epilogue(d=s))
+        assert ds is not None
+        return dx, ds
+
+    def demod_act(
+        self,
+        c: Tensor,
+        epilogue: Epilogue,
+    ) -> Tensor:
+        """The epilogue of `c [N, O, H, W]`."""
+        y = empty_in_layout_of(c, c.shape)
+        self._kernels.demod_act.default(in_layout_of(c, c), *_flat(epilogue, c), y)
+        return y
+
+    def demod_act_backward(
+        self,
+        dy: Tensor,
+        c: Tensor,
+        epilogue: Epilogue,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients (dc, dd, dnoise, db) of `demod_act`; None where the input is None."""
+        dc = empty_in_layout_of(c, c.shape)
+        d, noise, b, *_ = epilogue
+        dd, dnoise, db = _sums_for(d, c), _sums_for(noise, c), _sums_for(b, c)
+        self._kernels.demod_act_backward.default(
+            in_layout_of(dy, c),
+            in_layout_of(c, c),
+            *_flat(epilogue, c),
+            dc,
+            dd,
+            dnoise,
+            db,
+        )
+        return dc, _as_gradient(dd, d), _as_gradient(dnoise, noise), _as_gradient(db, b)
+
+    def upfirdn2d(
+        self,
+        x: Tensor,
+        f: Tensor | None,
+        up: Pair,
+        down: Pair,
+        padding: Padding,
+        flip_filter: bool,
+        gain: float,
+    ) -> Tensor:
+        """Upsample, pad, filter and downsample `x [N, C, H, W]` in one polyphase pass."""
+        y = _filtered_like(x, f, up, down, padding)
+        self._kernels.upfirdn2d.default(
+            in_layout_of(x, x), self._taps(f, x), up, down, padding, flip_filter, gain, y
+        )
+        return y
+
+    def upfirdn2d_demod_act(
+        self,
+        x: Tensor,
+        f: Tensor | None,
+        up: Pair,
+        down: Pair,
+        padding: Padding,
+        flip_filter: bool,
+        fir_gain: float,
+        epilogue: Epilogue,
+        keep: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`demod_act(upfirdn2d(x, …), …)` in one pass over memory, and the filter's result c too if `keep`."""
+        y = _filtered_like(x, f, up, down, padding)
+        c = torch.empty_like(y) if keep else None
+        self._kernels.upfirdn2d_demod_act.default(
+            in_layout_of(x, x),
+            self._taps(f, x),
+            up,
+            down,
+            padding,
+            flip_filter,
+            fir_gain,
+            *_flat(epilogue, x),
+            y,
+            c,
+        )
+        return y, c
+
+    def fuses(self, x: Tensor, w: Tensor, conv: Convolution) -> bool:
+        """Whether `fused_conv` serves this convolution: channels_last half types, channels in eights, at most 3×3."""
+        return (
+            self._on_gpu
+            and x.dtype in (torch.float16, torch.bfloat16)
+            and memory_format_of(x) == torch.channels_last
+            and w.shape[0] % _CHANNEL_MULTIPLE == w.shape[1] % _CHANNEL_MULTIPLE == 0
+            and max(w.shape[2:]) <= 3
+            and conv.stride <= 2
+            and (x.device.type != "cuda" or torch.cuda.get_device_capability(x.device) >= (8, 0))
+        )
+
+    def fused_conv(
+        self,
+        x: Tensor,
+        w: Tensor,
+        conv: Convolution,
+        size: Sequence[int],
+        s: Tensor | None,
+        epilogue: Epilogue,
+        keep: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The epilogue of c = conv2d(s · x, w) in one kernel, and c too if `keep`."""
+        y = empty_in_layout_of(x, size)
+        c = torch.empty_like(y) if keep else None
+        self._kernels.fused_conv.default(
+            in_layout_of(x, x),
+            _outputs_first(w, conv.transposed),
+            _for_sums(s, x),
+            conv.stride,
+            conv.padding,
+            conv.transposed,
+            *_flat(epilogue, x),
+            y,
+            c,
+            None,
+            None,
+        )
+        return y, c
+
+    def fused_conv_input_grad(
+        self, dc: Tensor, w: Tensor, conv: Convolution, x: Tensor, s: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients (dx, ds) of c = conv2d(s · x, w), in one kernel; conv and w are the forward's."""
+        dx, ds = empty_in_layout_of(x, x.shape), _sums_for(s, x)
+        self._kernels.fused_conv.default(
+            in_layout_of(dc, x),
+            _outputs_first(w, not conv.transposed),
+            None,
+            conv.stride,
+            conv.padding,
+            not conv.transposed,
+            *_flat(Epilogue(d=s), x),
+            dx,
+            None,
+            in_layout_of(x, x),
+            ds,
+        )
+        assert ds is not None
+        return dx, ds
+
+    def _taps(self, f: Tensor | None, x: Tensor) -> Tensor | None:
+        if f is None:
+            return None
+        return f.to(accumulate_dtype(x.dtype) if self._on_gpu else torch.float64).contiguous()
+
+
+def _outputs_first(w: Tensor, transposed: bool) -> Tensor:
+    """Weight as the tensor-core kernel reads it: `[O, kh, kw, I]` in memory."""
+    w = w.transpose(0, 1) if transposed else w
+    return w.contiguous(memory_format=torch.channels_last)
+
+
+def _flat(epilogue: Epilogue, x: Tensor) -> tuple[Any, ...]:
+    """An epilogue as arguments of a kernel on x."""
+    d, noise, b, *activation = epilogue
+    return _for_sums(d, x), _for_sums(noise, x), _for_sums(b, x), *activation
+
+
+def _for_sums(t: Tensor | None, x: Tensor) -> Tensor | None:
+    """A side input of an op on x, in the type that x is accumulated in."""
+    return None if t is None else t.to(accumulate_dtype(x.dtype)).contiguous()
+
+
+def _sums_for(t: Tensor | None, x: Tensor) -> Tensor | None:
+    """Where a kernel on x puts the gradient of the side input t; None if there is none."""
+    if t is None:
+        return None
+    return torch.empty(t.shape, dtype=accumulate_dtype(x.dtype), device=t.device)
+
+
+def _as_gradient(sums: Tensor | None, t: Tensor | None) -> Tensor | None:
+    """What `_sums_for(t, …)` holds, as a gradient of t."""
+    return None if sums is None or t is None else sums.to(t.dtype)
+
+
+def _filtered_like(x: Tensor, f: Tensor | None, up: Pair, down: Pair, padding: Padding) -> Tensor:
+    """An uninitialised tensor for what upfirdn2d makes of x."""
+    return empty_in_layout_of(x, filtered_size(x.shape, filter_taps(f), up, down, padding))
+
+
+def _flattened(x: Tensor, dim: int) -> tuple[int, int, int]:
+    """Sizes of dense x in memory as [outer, channels, inner], the channels being dimension `dim`."""
+    order = range(x.ndim) if x.is_contiguous() else (0, 2, 3, 1)
+    sizes = [x.shape[i] for i in order]
+    at = order.index(dim)
+    return math.prod(sizes[:at]), sizes[at], math.prod(sizes[at + 1 :])
