@@ -12,14 +12,26 @@ import gpseg
 from gpseg import ops
 
 
-def build_info() -> dict[str, Any]:
-    """What the compiled kernels say of themselves; empty where they are not built."""
+def cpu_kernels() -> str:
+    """What gpseg._C was built for, and which of it is in use."""
     try:
-        compiled = importlib.import_module("gpseg._C")
-    except ImportError:
-        return {}
-    info: dict[str, Any] = compiled.build_info()
-    return info
+        info = importlib.import_module("gpseg._C").build_info()
+    except ModuleNotFoundError:
+        return "not built"
+    except ImportError as error:
+        return f"do not load: {error}"
+    return f"{info['isa']} in use, of {', '.join(info['isa_compiled'])}; {info['compiler']}"
+
+
+def cuda_kernels() -> str:
+    """What gpseg._cuda was built for."""
+    try:
+        info = importlib.import_module("gpseg._cuda").build_info()
+    except ModuleNotFoundError:
+        return "not built"
+    except ImportError as error:
+        return f"do not load: {error}"
+    return f"{', '.join(info['archs'])}; nvcc {info['nvcc']}"
 
 
 def devices() -> list[str]:
@@ -31,18 +43,14 @@ def devices() -> list[str]:
 
 def describe() -> str:
     """Versions, devices and a table of the backends, with the reason where one is off."""
-    kernels = build_info()
     facts = [
         ("gpseg", gpseg.__version__),
         ("torch", torch.__version__),
         ("Python", platform.python_version()),
         *(("device", device) for device in devices()),
+        ("CPU kernels", cpu_kernels()),
+        ("CUDA kernels", cuda_kernels()),
     ]
-    if kernels:
-        built = ", ".join(kernels["isa_compiled"])
-        facts.append(("CPU kernels", f"{kernels['isa']} in use, of {built}; {kernels['compiler']}"))
-        if kernels["cuda_archs"]:
-            facts.append(("CUDA kernels", ", ".join(kernels["cuda_archs"])))
     lines = [f"{name:<14}{value}" for name, value in facts]
     lines += ["", f"{'backend':<14}state"]
     for name, reason in ops.backends().items():

@@ -1,10 +1,14 @@
 """StyleGAN's operators: modulated convolution, fused bias-activation and upfirdn2d, with their gradients.
 
 Each is a registered torch op with a fake kernel, served by the fastest backend that declares it can
-(`backends()`), or by the one that `use_backend` forces.
+(`backends()`), or by the one that `use_backend` forces. `ops.benchmark = True` has the ways of carrying out a
+convolution timed once for each kind of problem, as `torch.backends.cudnn.benchmark` does.
 """
 
-from gpseg.backends import backends, use_backend
+import sys
+from types import ModuleType
+
+from gpseg.backends import backends, routes, use_backend
 from gpseg.ops.bias_act import bias_act, bias_act_backward, bias_act_double_backward
 from gpseg.ops.convolution import conv2d_resample, no_weight_grad
 from gpseg.ops.modulated_conv import (
@@ -37,3 +41,18 @@ __all__ = [
     "upsample2d",
     "use_backend",
 ]
+
+
+class _Ops(ModuleType):
+    """This module, with `benchmark` as a property that reaches where it is used."""
+
+    @property
+    def benchmark(self) -> bool:
+        return routes.benchmark
+
+    @benchmark.setter
+    def benchmark(self, on: bool) -> None:
+        routes.benchmark = on
+
+
+sys.modules[__name__].__class__ = _Ops

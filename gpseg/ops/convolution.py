@@ -10,7 +10,7 @@ from gpseg.backends import convolution
 from gpseg.backends.layout import empty_in_layout_of
 from gpseg.backends.resampling import Fir, filter_taps, oriented_weight, plan_resampling
 from gpseg.ops.arguments import check_device, check_filter, check_images, filter_padding
-from gpseg.ops.registration import register
+from gpseg.ops.registration import in_autocast_dtype, register
 from gpseg.ops.upfirdn2d import Padding, upfirdn2d
 
 
@@ -75,6 +75,7 @@ _conv2d = register(
     ),
     _setup,
     _backward,
+    lowered=2,
 )
 
 
@@ -101,6 +102,7 @@ _conv2d_weight_grad = register(
     lambda x, dy, size, *arguments: x.new_empty(size),
     _weight_grad_setup,
     _weight_grad_backward,
+    lowered=2,
 )
 
 
@@ -111,16 +113,21 @@ def _resample(x: Tensor, fir: Fir | None, f: Tensor | None, flip_filter: bool) -
     return upfirdn2d(x, taps, fir.up, fir.down, fir.padding, flip_filter, fir.gain)
 
 
-def check_weight(op: str, x: Tensor, weight: Tensor, groups: int) -> None:
-    """Raise unless weight is a kernel `[O, I/groups, kh, kw]` for x, of x's type and on its device."""
+def checked_weight(op: str, x: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """x and weight, in the type of autocast if it is on.
+
+    Raises unless weight is a kernel `[O, I/groups, kh, kw]` for x, of x's type and on its device.
+    """
     check_images(op, "weight", weight)
     check_device(op, "weight", weight, x)
+    x, weight = in_autocast_dtype(x.device.type, x, weight)
     if weight.dtype != x.dtype:
         raise TypeError(f"{op}: weight is {weight.dtype} but x is {x.dtype}; cast one of them")
     if weight.shape[1] * groups != x.shape[1] or weight.shape[0] % groups:
         raise ValueError(
             f"{op}: a weight {[*weight.shape]} with groups={groups} does not fit x {[*x.shape]}"
         )
+    return x, weight
 
 
 def conv2d_resample(
@@ -156,7 +163,7 @@ def conv2d_resample(
         ValueError: a size, factor, padding or device does not fit.
     """
     check_images("conv2d_resample", "x", x)
-    check_weight("conv2d_resample", x, w, groups)
+    x, w = checked_weight("conv2d_resample", x, w, groups)
     check_filter("conv2d_resample", f, x)
     check_factors("conv2d_resample", up, down)
     plan = plan_resampling(

@@ -20,7 +20,7 @@ from gpseg.ops.arguments import (
 from gpseg.ops.bias_act import activation_arguments, bias_act
 from gpseg.ops.convolution import (
     check_factors,
-    check_weight,
+    checked_weight,
     conv2d_resample,
     weight_grad,
     weight_grad_is_off,
@@ -124,6 +124,7 @@ _modulated_conv2d_act = register(
     _fake,
     _setup,
     _backward,
+    lowered=2,
 )
 
 
@@ -310,7 +311,7 @@ def modulated_conv2d_act(
     """
     op = "modulated_conv2d"
     check_images(op, "x", x)
-    check_weight(op, x, weight, 1)
+    x, weight = checked_weight(op, x, weight, 1)
     check_filter(op, resample_filter, x)
     check_factors(op, up, down)
     check_floating(op, "styles", styles)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _library = torch.library.Library("gpseg", "DEF")
 
@@ -14,6 +15,7 @@ def register(
     fake: Callable[..., Any],
     setup_context: Callable[..., None],
     backward: Callable[..., Any],
+    lowered: int = 0,
 ) -> Any:
     """Register `gpseg::<schema>` and return the overload to call.
 
@@ -23,6 +25,8 @@ def register(
         fake: gives results of the right size, type and strides without computing.
         setup_context: keeps for the gradient what it needs.
         backward: the gradient, made of registered ops.
+        lowered: how many of the first arguments autocast brings to its type, as it does with a convolution's;
+            the others, and the ops where it is 0, keep theirs.
     """
     name = schema.partition("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -31,4 +35,31 @@ def register(
     torch.library.register_autograd(
         f"gpseg::{name}", backward, setup_context=setup_context, lib=_library
     )
-    return getattr(torch.ops.gpseg, name).default
+    op = getattr(torch.ops.gpseg, name).default
+    for device_type, key in _AUTOCAST_KEYS.items():
+        _library.impl(name, _autocast(op, device_type, lowered), key)
+    return op
+
+
+_AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
+
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU).add(
+    torch._C.DispatchKey.AutocastCUDA
+)
+
+
+def _autocast(op: Any, device_type: str, lowered: int) -> Callable[..., Any]:
+    def kernel(*args: Any) -> Any:
+        first = in_autocast_dtype(device_type, *args[:lowered])
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):  # nor is anything inside the op cast
+            return op(*first, *args[lowered:])
+
+    return kernel
+
+
+def in_autocast_dtype(device_type: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in the type that autocast asks for; as they are if it is off or one of them is float64."""
+    if not torch.is_autocast_enabled(device_type) or torch.float64 in [t.dtype for t in tensors]:
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(t.to(dtype) for t in tensors)
