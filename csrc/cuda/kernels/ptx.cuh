@@ -22,10 +22,31 @@ inline void cp_async_wait() {
   simt::cp_async_wait(pending);
 }
 
+template <class W>
+SIMT_INLINE W load_shared(const W* from, simt::Where at = simt::Where::current()) {
+  return simt::load(from, at);
+}
+
+template <class W>
+SIMT_INLINE void store_shared(W* to, W value, simt::Where at = simt::Where::current()) {
+  simt::store(to, value, at);
+}
+
 #else
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// One access of the full width of a vector type (float2, float4, uint4, ...) in shared memory.
+template <class W>
+__device__ __forceinline__ W load_shared(const W* from) {
+  return *from;
+}
+
+template <class W>
+__device__ __forceinline__ void store_shared(W* to, W value) {
+  *to = value;
 }
 
 // Copies 16 bytes to shared memory behind the thread's back, or zeroes them if not valid.
