@@ -34,7 +34,6 @@ py::dict build_info() {
   info["isa_compiled"] = compiled_isa_levels();
   info["isa_supported"] = gpseg::name_of(gpseg::supported_isa_level());
   info["isa"] = gpseg::name_of(gpseg::isa_level());
-  info["cuda_archs"] = py::list();
   return info;
 }
 
@@ -53,7 +52,7 @@ void set_isa(const std::string& name) {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "What was built, and for which processors; registers the C++ kernels with torch.";
   m.def("build_info", &build_info,
-        "Compiler, instruction sets compiled, supported here and in use, and CUDA architectures.");
+        "Compiler, and instruction sets: compiled, supported here and in use.");
   m.def(
       "set_isa", &set_isa, py::arg("name"),
       "Use the kernels for this instruction set; raises ValueError where the processor lacks it.");

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import platform
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,25 +13,23 @@ import gpseg
 from gpseg import ops
 
 
-def cpu_kernels() -> str:
-    """What gpseg._C was built for, and which of it is in use."""
+def kernels(module: str, summary: Callable[[dict[str, Any]], str]) -> str:
+    """What a module of compiled kernels says of itself, in short, or why it says nothing."""
     try:
-        info = importlib.import_module("gpseg._C").build_info()
+        return summary(importlib.import_module(module).build_info())
     except ModuleNotFoundError:
         return "not built"
     except ImportError as error:
         return f"do not load: {error}"
+
+
+def cpu_summary(info: dict[str, Any]) -> str:
+    """Instruction sets and compiler of gpseg._C."""
     return f"{info['isa']} in use, of {', '.join(info['isa_compiled'])}; {info['compiler']}"
 
 
-def cuda_kernels() -> str:
-    """What gpseg._cuda was built for."""
-    try:
-        info = importlib.import_module("gpseg._cuda").build_info()
-    except ModuleNotFoundError:
-        return "not built"
-    except ImportError as error:
-        return f"do not load: {error}"
+def cuda_summary(info: dict[str, Any]) -> str:
+    """Architectures and compiler of gpseg._cuda."""
     return f"{', '.join(info['archs'])}; nvcc {info['nvcc']}"
 
 
@@ -48,8 +47,8 @@ def describe() -> str:
         ("torch", torch.__version__),
         ("Python", platform.python_version()),
         *(("device", device) for device in devices()),
-        ("CPU kernels", cpu_kernels()),
-        ("CUDA kernels", cuda_kernels()),
+        ("CPU kernels", kernels("gpseg._C", cpu_summary)),
+        ("CUDA kernels", kernels("gpseg._cuda", cuda_summary)),
     ]
     lines = [f"{name:<14}{value}" for name, value in facts]
     lines += ["", f"{'backend':<14}state"]

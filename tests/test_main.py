@@ -1,8 +1,10 @@
 """`python -m gpseg`."""
 
+import importlib.machinery
 import platform
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -39,23 +41,37 @@ def test_gives_the_reason_of_a_backend_that_is_off(monkeypatch: pytest.MonkeyPat
     assert f"{name:<14}off: no compiler" in command.describe()
 
 
+def module_with(info: dict[str, object]) -> types.SimpleNamespace:
+    return types.SimpleNamespace(build_info=lambda: info)
+
+
 def test_describes_the_kernels_that_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    info = {
-        "compiler": "gcc 99",
-        "isa_compiled": ["baseline", "avx2"],
-        "isa": "avx2",
-        "cuda_archs": ["sm_90"],
-    }
-    monkeypatch.setattr(command, "build_info", lambda: info)
-    text = command.describe()
-    assert "avx2 in use, of baseline, avx2; gcc 99" in text
-    assert "CUDA kernels  sm_90" in text
+    cpu = {"compiler": "gcc 99", "isa_compiled": ["baseline", "avx2"], "isa": "avx2"}
+    cuda = {"nvcc": "13.0", "cuda": 13000, "archs": ["sm_90", "compute_90"]}
+    monkeypatch.setitem(sys.modules, "gpseg._C", module_with(cpu))
+    monkeypatch.setitem(sys.modules, "gpseg._cuda", module_with(cuda))
+    lines = command.describe().splitlines()
+    assert "CPU kernels   avx2 in use, of baseline, avx2; gcc 99" in lines
+    assert "CUDA kernels  sm_90, compute_90; nvcc 13.0" in lines
 
 
 def test_works_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gpseg._C", None)  # makes its import fail
-    assert command.build_info() == {}
-    assert "CPU kernels" not in command.describe()
+    for module in "gpseg._C", "gpseg._cuda":
+        monkeypatch.setitem(sys.modules, module, None)  # makes its import fail
+    lines = command.describe().splitlines()
+    assert "CPU kernels   not built" in lines
+    assert "CUDA kernels  not built" in lines
+
+
+def test_says_why_kernels_do_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
+    (tmp_path / f"_cuda{suffix}").write_bytes(b"not a library")
+    monkeypatch.setattr(gpseg, "__path__", [str(tmp_path), *gpseg.__path__])
+    monkeypatch.delitem(sys.modules, "gpseg._cuda", raising=False)
+    importlib.invalidate_caches()
+    (line,) = (x for x in command.describe().splitlines() if x.startswith("CUDA kernels"))
+    assert "do not load" in line
+    assert f"_cuda{suffix}" in line
 
 
 def test_refuses_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
