@@ -52,19 +52,20 @@ __device__ __forceinline__ Jet<A> jet(const Pointwise<A>& p, A u) {
     const A value = p.act == Act::relu && u < A(0) ? A(0) : u * slope;  // relu(-inf) is not NaN
     return {value, slope, A(0)};
   } else {
+    const CurveBase<A> base = curve_base(p.act, u);
     switch (p.act) {
       case Act::tanh:
-        return activate<Act::tanh>(u, p.alpha);
-      case Act::sigmoid:
-        return activate<Act::sigmoid>(u, p.alpha);
+        return curve<Act::tanh>(u, base);
       case Act::elu:
-        return activate<Act::elu>(u, p.alpha);
+        return curve<Act::elu>(u, base);
       case Act::selu:
-        return activate<Act::selu>(u, p.alpha);
+        return curve<Act::selu>(u, base);
+      case Act::sigmoid:
+        return curve<Act::sigmoid>(u, base);
       case Act::softplus:
-        return activate<Act::softplus>(u, p.alpha);
+        return curve<Act::softplus>(u, base);
       default:
-        return activate<Act::swish>(u, p.alpha);
+        return curve<Act::swish>(u, base);
     }
   }
 }
