@@ -48,12 +48,14 @@ class Comparison:
         fused: as it is here.
         unfused: as calls of torch.
         usual: as StyleGAN code bases have it, where bias_act and upfirdn2d are one kernel each.
+        composed: as it is here too, with torch's convolution between fused sweeps.
     """
 
     name: str
     fused: Sequence[Sweep]
     unfused: Sequence[Sweep]
     usual: Sequence[Sweep] = ()
+    composed: Sequence[Sweep] = ()
 
     def row(self) -> list[str]:
         """Name, bytes and operations here, and by GPU the times of all, in microseconds."""
@@ -62,7 +64,9 @@ class Comparison:
         )
         cells = [self.name, f"{moved / 1e6:.0f}", f"{operations / 1e9:.1f}"]
         for gpu in GPUS:
-            ways = [sweeps for sweeps in (self.fused, self.usual, self.unfused) if sweeps]
+            ways = [
+                sweeps for sweeps in (self.fused, self.composed, self.usual, self.unfused) if sweeps
+            ]
             cells.append(" / ".join(f"{sum(s.time(gpu) for s in w) * 1e6:.0f}" for w in ways))
         return cells
 
@@ -122,10 +126,12 @@ def layer(name: str, n: int, i: int, o: int, size: int, k: int = 3, up: int = 1)
     convolution = Sweep("convolution", x + weights + y, operations, tensor=True)
     steps = ["demodulate", "noise", "bias", "lrelu", "gain", "clamp"]
     unfused = [pointwise("style scale", x, per_element=1), convolution]
+    last = Sweep("FIR with epilogue", 3 * y, taps + 8 * y / _BYTES)
+    composed = [*unfused, last if up > 1 else pointwise("epilogue", y, per_element=8)]
     if up > 1:
         fused = [
             Sweep("fused convolution", x + weights + y, operations, tensor=True, mma=True),
-            Sweep("FIR with epilogue", 3 * y, taps + 8 * y / _BYTES),
+            last,
         ]
         unfused.append(Sweep("FIR", 2 * y, taps))  # as calls of torch it is more than one
     else:
@@ -133,7 +139,7 @@ def layer(name: str, n: int, i: int, o: int, size: int, k: int = 3, up: int = 1)
     usual = list(unfused)
     usual += [pointwise("demodulate, noise", y, per_element=2), pointwise("bias_act", y)]
     unfused += [pointwise(s, y, per_element=1) for s in steps]
-    return Comparison(name, fused, unfused, usual)
+    return Comparison(name, fused, unfused, usual, composed)
 
 
 COMPARISONS = (
