@@ -3,45 +3,55 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.14.1
-SOURCES := setup.py pyproject.toml gpseg/__init__.py $(shell find csrc -type f)
+SOURCES := setup.py cuda_toolkit.py pyproject.toml gpseg/__init__.py $(shell find csrc -type f)
+CXX_FILES := $$(find csrc tests/simt -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test bench lint format clean
+# One architecture compiles in a third of the time, and its PTX runs on all later GPUs; pip builds all of
+# cuda_toolkit.DEFAULT.
+export TORCH_CUDA_ARCH_LIST ?= 8.0+PTX
+
+.PHONY: demo test simt bench lint format clean
 
 demo: $(VENV)/.built
 	$(BIN)/python -m gpseg
 	$(BIN)/python -m gpseg.train
 	@echo "Open the report.html named above."
 
-test: $(VENV)/.built
+test: $(VENV)/.built $(if $(filter 0,$(GPSEG_BUILD_CUDA)),,simt)
 	$(BIN)/python -m pytest
+
+# The CUDA kernels as a library for the CPU; CUDA's headers are all it needs of CUDA.
+simt: $(VENV)/.built
+	$(BIN)/python tests/simt/build.py
 
 bench: $(VENV)/.built
 	$(BIN)/python -m benchmarks
 
-lint: $(VENV)/.linters
+lint: $(VENV)/.built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
-format: $(VENV)/.linters
+format: $(VENV)/.built
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl')
+	$(BIN)/clang-format -i $(CXX_FILES)
 
-# The venv first, then torch alone (an extension must be built against the torch it will run with), then gpseg.
+# The venv first, then torch alone (an extension must be built against the torch it will run with), then
+# nvcc where there is none, then gpseg.
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)" numpy ninja setuptools wheel
 	touch $@
 
-$(VENV)/.built: $(VENV)/.torch $(SOURCES)
-	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test]"
+$(VENV)/.nvcc: $(VENV)/.torch cuda_toolkit.py requirements-nvcc.txt
+	test "$$GPSEG_BUILD_CUDA" = 0 || $(BIN)/python cuda_toolkit.py || $(BIN)/pip install --quiet -r requirements-nvcc.txt
 	touch $@
 
-$(VENV)/.linters: $(VENV)/.built
-	$(BIN)/pip install --quiet --no-build-isolation --editable ".[lint]"
+$(VENV)/.built: $(VENV)/.nvcc $(SOURCES)
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,lint]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info gpseg/_C*.so
+	rm -rf $(VENV) build dist *.egg-info gpseg/_C*.so gpseg/_cuda*.so
