@@ -56,6 +56,19 @@ void demod_act_backward(const EpilogueBackward& p, const Queue& queue);
 
 void upfirdn2d(const Upfirdn2d& p, const Queue& queue);
 
+// The kernel that serves a problem: of the filters it is compiled for, and how it reaches memory.
+const char* upfirdn2d_instance(const Upfirdn2d& p);
+
 void fused_conv(const FusedConv& p, const Queue& queue);
+
+// How `fused_conv` cuts a problem on a GPU of so many multiprocessors.
+struct FusedConvPlan {
+  int tile_pixels;
+  int tile_channels;
+  int64_t blocks;
+  int64_t shared_bytes;  // of a block
+};
+
+FusedConvPlan fused_conv_plan(const FusedConv& p, int multiprocessors);
 
 }  // namespace gpseg::cuda
