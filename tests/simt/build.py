@@ -23,14 +23,15 @@ from typing import Literal, get_args
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-sys.path.insert(0, str(HERE))
-from to_host import convert  # noqa: E402
+sys.path.insert(0, str(ROOT))  # for when this file is run as a program
+from tests.simt.to_host import ConversionError, convert  # noqa: E402
 
 Variant = Literal["plain", "check", "asan"]
 JOBS = 2
 COMMON = ["-std=c++20", "-fPIC", "-fno-gnu-unique", "-fno-strict-aliasing", "-DGPSEG_SIMT"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-# How kernels are compiled. The check build wants one recorded access for each that the source makes.
+# How kernels are compiled. The check build wants each access of the source recorded once and at one place:
+# copies of it for different conditions would split a warp's request.
 KERNEL_FLAGS: dict[Variant, list[str]] = {
     "plain": ["-O2"],
     "check": [
@@ -39,6 +40,7 @@ KERNEL_FLAGS: dict[Variant, list[str]] = {
         "-fsanitize=thread",
         "--param=tsan-instrument-func-entry-exit=0",
         "-fno-tree-vectorize",
+        "-fno-thread-jumps",
         "-DGPSEG_SIMT_CHECK",
     ],
     "asan": ["-O1", "-g", *SANITIZERS],
@@ -112,7 +114,10 @@ def asan_environment() -> dict[str, str]:
         subprocess.run(
             [compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True
         ).stdout.strip()
-        for name in ("libasan.so", "libstdc++.so.6")  # without the latter, exceptions can't be caught
+        for name in (
+            "libasan.so",
+            "libstdc++.so.6",
+        )  # without the latter, exceptions can't be caught
     ]
     return {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
 
@@ -184,7 +189,9 @@ def runtime_objects(variant: Variant, out: Path) -> list[Object]:
     return [Object(HERE / f"{name}.cpp", out / variant / f"{name}.o", flags) for name in names]
 
 
-def kernel_flags(variant: Variant, includes: Sequence[Path], defines: Sequence[str] = ()) -> list[str]:
+def kernel_flags(
+    variant: Variant, includes: Sequence[Path], defines: Sequence[str] = ()
+) -> list[str]:
     return [
         *COMMON,
         *KERNEL_FLAGS[variant],
@@ -209,8 +216,9 @@ def build(variant: Variant = "plain", root: Path = ROOT, out: Path | None = None
     Raises:
         BuildError: headers or compiler missing, or the source doesn't compile.
     """
-    from torch.utils import cpp_extension
+    import torch
 
+    torch_home = Path(torch.__file__).parent
     out = (out or root / "build" / "simt").resolve()
     csrc = root / "csrc"
     with locked(out):
@@ -229,18 +237,14 @@ def build(variant: Variant = "plain", root: Path = ROOT, out: Path | None = None
             "-O2",
             "-DTORCH_TARGET_VERSION=0x020d000000000000",
             f"-I{csrc}",
-            *(f"-isystem{folder}" for folder in cpp_extension.include_paths()),
+            f"-isystem{torch_home / 'include'}",
+            f"-isystem{torch_home / 'include' / 'torch' / 'csrc' / 'api' / 'include'}",
         ]
         objects.append(Object(csrc / "ops.cpp", out / "ops.o", torch_flags))
-        libraries = [
-            flag
-            for folder in cpp_extension.library_paths()
-            for flag in (f"-L{folder}", f"-Wl,-rpath,{folder}")
-        ]
+        torch_libraries = [f"-L{torch_home / 'lib'}", f"-Wl,-rpath,{torch_home / 'lib'}"]
+        torch_libraries += ["-ltorch", "-ltorch_cpu", "-lc10"]
         library = out / f"libgpseg_simt{SUFFIX[variant]}.so"
-        return link(
-            objects, library, [*LINK_FLAGS[variant], *libraries, "-ltorch", "-ltorch_cpu", "-lc10"]
-        )
+        return link(objects, library, [*LINK_FLAGS[variant], *torch_libraries])
 
 
 def build_source(
@@ -272,7 +276,7 @@ def main() -> None:
             )
         else:
             library = build(arguments.variant, out=arguments.out)
-    except BuildError as error:
+    except (BuildError, ConversionError) as error:
         raise SystemExit(str(error)) from error
     print(library)
 

@@ -123,7 +123,7 @@ struct Finder {
 
   bool counting = false;
   std::vector<Request> requests[kMostThreads / kWarpSize];  // of this block
-  std::unordered_map<uint64_t, uint32_t> occurrences;       // of this block, by thread and pc
+  std::unordered_map<uint64_t, uint32_t> occurrences;       // of this block, by thread, kind and pc
   std::map<CountKey, Count> counts;
 
   uintptr_t module_begin = 0;
@@ -588,7 +588,7 @@ void access(const void* p, size_t bytes, Kind kind, void* pc) {
                     static_cast<uint32_t>(reinterpret_cast<uintptr_t>(pc) - f.module_begin)};
   if (region == nullptr || address + bytes > region->end) {
     report_out_of_bounds(address, bytes, kind, me);
-    return;
+    abandon("the launch ends at an access outside every buffer");  // before it does damage
   }
   if (address % bytes != 0) {
     report('a', me.pc, 0, [&] {
@@ -605,11 +605,12 @@ void access(const void* p, size_t bytes, Kind kind, void* pc) {
     check_cell(*region, region->cells[i], region->begin + (i << region->shift), me, kind);
   }
   if (f.counting && kind != Kind::copy_end) {
-    const uint64_t place = uint64_t{me.thread} << 32 | me.pc;
+    // one call makes two accesses, of different kinds, where it is a cp.async's
+    const uint64_t place = (uint64_t{me.thread} * 8 + static_cast<int>(kind)) << 32 | me.pc;
     f.requests[me.thread / kWarpSize].push_back(
         {me.pc, f.occurrences[place]++, static_cast<uint16_t>(me.thread % kWarpSize),
-         kind == Kind::copy_begin ? Kind::store : kind, region->shared,
-         static_cast<uint8_t>(bytes), address});
+         kind == Kind::copy_begin ? Kind::store : kind, region->shared, static_cast<uint8_t>(bytes),
+         address});
   }
 }
 
@@ -635,8 +636,7 @@ void access_range(const void* p, size_t bytes, Kind kind, void* pc) {
 
 using simt::check::finder;
 
-void simt_track(const void* p, size_t bytes, int element_bytes, int initialised,
-                const char* name) {
+void simt_track(const void* p, size_t bytes, int element_bytes, int initialised, const char* name) {
   simt::check::add_region(p, bytes, element_bytes, false, initialised != 0, name);
 }
 
@@ -718,12 +718,12 @@ const char* simt_count_json() {
 // --- what instrumented code calls
 
 #define CALLER __builtin_return_address(0)
-#define ACCESSES(prefix, bytes)                                                       \
-  void prefix##read##bytes(void* p) {                                                 \
-    simt::check::access(p, bytes, simt::check::Kind::load, CALLER);                   \
-  }                                                                                   \
-  void prefix##write##bytes(void* p) {                                                \
-    simt::check::access(p, bytes, simt::check::Kind::store, CALLER);                  \
+#define ACCESSES(prefix, bytes)                                      \
+  void prefix##read##bytes(void* p) {                                \
+    simt::check::access(p, bytes, simt::check::Kind::load, CALLER);  \
+  }                                                                  \
+  void prefix##write##bytes(void* p) {                               \
+    simt::check::access(p, bytes, simt::check::Kind::store, CALLER); \
   }
 
 extern "C" {

@@ -175,9 +175,8 @@ constexpr int kPad = 8;  // keeps the rows that ldmatrix reads at once in differ
 
 // c = a [m, k] * b [k, n], sums in float32; a stage is copied while the one before is multiplied.
 template <class T>
-__global__ void __launch_bounds__(128)
-    gemm(const T* __restrict__ a, const T* __restrict__ b, float* __restrict__ c, int m, int n,
-         int k) {
+__global__ void __launch_bounds__(128) gemm(const T* __restrict__ a, const T* __restrict__ b,
+                                            float* __restrict__ c, int m, int n, int k) {
   __shared__ alignas(16) T tile_a[2][kRows][kDepth + kPad];
   __shared__ alignas(16) T tile_b[2][kDepth][kColumns + kPad];
   const int thread = threadIdx.x;
@@ -193,7 +192,7 @@ __global__ void __launch_bounds__(128)
       const int column = i % (kDepth / 8) * 8;
       const bool valid = top + row < m && depth + column < k;
       const T* from = a + static_cast<int64_t>(top + row) * k + depth + column;
-      cp_async16(&tile_a[stage][row][column], from, valid);  // fault: REFILL, NO_WAIT
+      cp_async16(&tile_a[stage][row][column], from, valid);  // fault: NO_WAIT, WAIT_TOO_FEW, REFILL
     }
     for (int i = thread; i < kDepth * kColumns / 8; i += 128) {
       const int row = i / (kColumns / 8);
@@ -224,7 +223,7 @@ __global__ void __launch_bounds__(128)
       uint32_t fragment_b[2][4];
       for (int i = 0; i < 2; ++i) {
         const int row = warp_row + i * 16 + lane % 16;
-        ldmatrix_x4(fragment_a[i], &tile_a[stage][row][step + lane / 16 * 8]);  // fault: WAIT_TOO_FEW
+        ldmatrix_x4(fragment_a[i], &tile_a[stage][row][step + lane / 16 * 8]);
         const int column = warp_column + i * 16 + lane / 16 * 8;
         ldmatrix_x4_trans(fragment_b[i], &tile_b[stage][step + lane % 16][column]);
       }

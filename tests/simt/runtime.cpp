@@ -66,6 +66,13 @@ constexpr size_t kSharedWithoutOptIn = 48 << 10;
 constexpr size_t kMostShared = 227 << 10;
 constexpr int kGroupsPerWarp = 4;
 constexpr int kProcessors = 132;
+// Behind each shared array. None for AddressSanitizer, which guards the end itself; elsewhere an
+// overrun must not take the process with it.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t kSlackBytes = 0;
+#else
+constexpr size_t kSlackBytes = 4 << 10;
+#endif
 
 struct Fiber {
   void* stack_pointer = nullptr;
@@ -134,13 +141,13 @@ class Scheduler {
  public:
   void launch(const Configuration& configuration, void (*thread)(void*), void* context);
   [[noreturn]] void fail(const std::string& what, Where at);
+  [[noreturn]] void abandon(std::string failure);
 
   Thread& current() { return *current_; }
   int block_barrier(bool predicate, Where at);
   // Waits for the lanes of `mask`; the last to arrive calls `combine`.
-  Group::Exchange& meet(uint32_t mask, const char* name, const void* passed, size_t bytes,
-                        Where at, void (*combine)(Group::Exchange&) = nullptr,
-                        bool orders_memory = false);
+  Group::Exchange& meet(uint32_t mask, const char* name, const void* passed, size_t bytes, Where at,
+                        void (*combine)(Group::Exchange&) = nullptr, bool orders_memory = false);
   void* shared_memory(const void* key, size_t bytes, int element_bytes, const char* name);
   size_t dynamic_shared_bytes() const { return configuration_->shared_bytes; }
 
@@ -389,6 +396,11 @@ void Scheduler::fail(const std::string& what, Where at) {
   }
   failure_ += "\n  " + std::to_string(waiting) + " of " + std::to_string(count_) +
               " threads wait, " + std::to_string(done) + " have exited\n";
+  abandon(std::move(failure_));
+}
+
+void Scheduler::abandon(std::string failure) {
+  failure_ = std::move(failure);
   state.in_kernel = false;
   switch_fibers(*running_, host_);
   std::abort();
@@ -496,20 +508,17 @@ void Scheduler::launch(const Configuration& configuration, void (*thread)(void*)
   }
 }
 
-void* Scheduler::shared_memory(const void* key, size_t bytes, int element_bytes,
-                               const char* name) {
+void* Scheduler::shared_memory(const void* key, size_t bytes, int element_bytes, const char* name) {
   for (const SharedArray& array : shared_) {
     if (array.key == key) {
       return array.memory;
     }
   }
   if (key != nullptr && (static_shared_bytes_ += bytes) > kSharedWithoutOptIn) {
-    fail(std::string("more than 48 KiB of static shared memory with ") + name,
-         configuration_->at);
+    fail(std::string("more than 48 KiB of static shared memory with ") + name, configuration_->at);
   }
   void* memory = nullptr;
-  // exactly as many bytes as declared, for AddressSanitizer to guard their end
-  if (posix_memalign(&memory, 128, std::max<size_t>(bytes, 1)) != 0) {
+  if (posix_memalign(&memory, 128, std::max<size_t>(bytes, 1) + kSlackBytes) != 0) {
     fail("no memory for a shared array", configuration_->at);
   }
   std::memset(memory, 0xff, bytes);
@@ -551,9 +560,8 @@ int Scheduler::block_barrier(bool predicate, Where at) {
   return predicate_results_[phase];
 }
 
-Group::Exchange& Scheduler::meet(uint32_t mask, const char* name, const void* passed,
-                                 size_t bytes, Where at, void (*combine)(Group::Exchange&),
-                                 bool orders_memory) {
+Group::Exchange& Scheduler::meet(uint32_t mask, const char* name, const void* passed, size_t bytes,
+                                 Where at, void (*combine)(Group::Exchange&), bool orders_memory) {
   Thread& me = *current_;
   const int first = me.linear / kWarpSize * kWarpSize;
   const int lane = me.linear % kWarpSize;
@@ -681,6 +689,7 @@ std::map<const void*, size_t>& opted_in() {
 }  // namespace
 
 void fail(const char* what, Where at) { scheduler.fail(what, at); }
+void abandon(const char* why) { scheduler.abandon(std::string("simt: ") + why + "\n"); }
 
 void* shared_memory(const void* key, size_t bytes, int element_bytes, const char* name) {
   return scheduler.shared_memory(key, bytes, element_bytes, name);
@@ -744,8 +753,7 @@ void warp_ldmatrix(uint32_t* r, const void* row, bool transposed, Where at) {
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) {
     scheduler.fail("misaligned row of ldmatrix", at);
   }
-  const Group::Exchange& exchange =
-      scheduler.meet(kFullMask, "ldmatrix", &row, sizeof(row), at);
+  const Group::Exchange& exchange = scheduler.meet(kFullMask, "ldmatrix", &row, sizeof(row), at);
   const int group = lane() / 4;
   const int pair = lane() % 4 * 2;
   const auto element = [&](int matrix, int y, int x) -> uint32_t {

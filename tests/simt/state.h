@@ -21,4 +21,7 @@ struct State {
 
 extern State state;
 
+// Ends the launch, which throws std::runtime_error: for who has told the rest elsewhere.
+[[noreturn]] void abandon(const char* why);
+
 }  // namespace simt

@@ -192,7 +192,9 @@ class Planted:
 
     run: Run
     message: str
-    plain: str = ""  # what a plain build raises; "" if it can't know, "wrong" if its numbers show it
+    plain: str = (
+        ""  # what a plain build raises; "" if it can't know, "wrong" if its numbers show it
+    )
     asan: str = ""  # what the sanitizers say, at the line
 
 
@@ -200,20 +202,16 @@ PLANTED = {
     "NO_BARRIER": Planted(run_fir, "race", plain="wrong"),
     "STATIC_OVERRUN": Planted(run_fir, "out-of-bounds write", asan="out of bounds"),
     "OUTSIDE": Planted(run_fir, "out-of-bounds read", asan="heap-buffer-overflow"),
-    "EARLY_RETURN": Planted(
-        run_fir, "__syncthreads", plain="__syncthreads", asan="__syncthreads"
-    ),
+    "EARLY_RETURN": Planted(run_fir, "__syncthreads", plain="__syncthreads", asan="__syncthreads"),
     "MISALIGNED": Planted(run_bias_act, "misaligned", plain="misaligned", asan="misaligned"),
     "UNINITIALISED": Planted(run_bias_act, "read of unwritten memory", plain="wrong"),
-    "DYNAMIC_OVERRUN": Planted(
-        run_sum_squares, "out-of-bounds write", asan="heap-buffer-overflow"
-    ),
+    "DYNAMIC_OVERRUN": Planted(run_sum_squares, "out-of-bounds write", asan="heap-buffer-overflow"),
     "UNWRITTEN": Planted(run_sum_squares, "read of unwritten memory", plain="wrong"),
     "WRONG_MASK": Planted(run_sum_squares, "not in the mask", plain="not in the mask"),
     "NO_ATOMIC": Planted(run_sum_squares, "different blocks"),
     "NO_FENCE": Planted(run_sum_all, "different blocks"),
     "NO_WAIT": Planted(run_gemm, "never waited for", plain="never waited for"),
-    "WAIT_TOO_FEW": Planted(run_gemm, "has not been waited to bring", plain="wrong"),
+    "WAIT_TOO_FEW": Planted(run_gemm, "has not been waited to bring", plain="never waited for"),
     "REFILL": Planted(run_gemm, "race"),
     "BLOCK_LIMIT": Planted(run_bias_act, "1024 threads", plain="1024 threads"),
     "NO_OPT_IN": Planted(run_fill, "cudaFuncSetAttribute", plain="cudaFuncSetAttribute"),

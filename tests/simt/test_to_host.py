@@ -37,7 +37,9 @@ def test_launch(kernel: str) -> None:
 
 
 def test_launch_over_several_lines() -> None:
-    source = "void f() {\n  fir<T,\n      4>\n      <<<grid,\n         block>>>(\n          x);\n}\n"
+    source = (
+        "void f() {\n  fir<T,\n      4>\n      <<<grid,\n         block>>>(\n          x);\n}\n"
+    )
     assert "::simt::Launch(grid, block).of" in converted(source)
 
 
@@ -48,9 +50,13 @@ def test_shifts_and_templates_in_the_configuration() -> None:
 
 def test_static_arrays() -> None:
     text = converted("__shared__ alignas(16) T tile[2][ROWS][DEPTH + PAD];")
-    assert text.startswith("using simt_tile = T[2][ROWS][DEPTH + PAD]; auto& tile = ::simt::shared<")
+    assert text.startswith(
+        "using simt_tile = T[2][ROWS][DEPTH + PAD]; auto& tile = ::simt::shared<"
+    )
     assert "using simt_last = bool; auto& last = " in converted("__shared__ bool last;")
-    assert "using simt_t = Vector<T, 4>[8];" in converted("__shared__ __align__(16) Vector<T, 4> t[8];")
+    assert "using simt_t = Vector<T, 4>[8];" in converted(
+        "__shared__ __align__(16) Vector<T, 4> t[8];"
+    )
 
 
 def test_dynamic_array() -> None:

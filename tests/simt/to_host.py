@@ -7,6 +7,7 @@ Lines stay where they are, and `#line` names the original file.
 
 import argparse
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 ALIGNMENT = r"(?:(?:__align__|alignas)\s*\([^;{}]*?\)\s*)?"
@@ -49,7 +50,9 @@ def static_array(match: re.Match[str]) -> str:
     return same_lines(text, match[0])
 
 
-def substitute(pattern: re.Pattern[str], replace, source: str) -> str:
+def substitute(
+    pattern: re.Pattern[str], replace: Callable[[re.Match[str]], str], source: str
+) -> str:
     """`pattern.sub`, but looking at code alone."""
     pieces, end = [], 0
     for match in pattern.finditer(code_only(source)):
@@ -99,7 +102,9 @@ def convert_launches(source: str) -> str:
             f'.of("{name}", [&](auto... simt_arguments)'
             f" {{ return ::simt::Kernel<decltype(simt_arguments)...>::resolve({kernel}); }})"
         )
-        source = source[:start] + same_lines(launch, source[start : closing + 3]) + source[closing + 3 :]
+        source = (
+            source[:start] + same_lines(launch, source[start : closing + 3]) + source[closing + 3 :]
+        )
     return source
 
 
