@@ -11,7 +11,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -94,6 +94,31 @@ def modelled_time(problem: Problem, gpu: Gpu, route: str) -> float:
     return scaled + kernel(x + weights + y, operations, gpu.tensor) + epilogue
 
 
+# Process-wide, as `benchmark` is: for GPU tensors autograd runs the backward in threads of its own.
+_forced: tuple[str, list[Problem]] | None = None
+
+
+@contextlib.contextmanager
+def forced(route: str | None) -> Iterator[list[Problem]]:
+    """Take one route wherever there is a choice; None: choose freely.
+
+    Yields:
+        What it was forced for, in the order of the calls: empty if there never was a choice.
+
+    Raises:
+        ValueError: there is no route of that name.
+    """
+    global _forced
+    if route not in (FUSED, COMPOSED, None):
+        raise ValueError(f"no route {route!r}; there are: {FUSED}, {COMPOSED}")
+    problems: list[Problem] = []
+    before, _forced = _forced, None if route is None else (route, problems)
+    try:
+        yield problems
+    finally:
+        _forced = before
+
+
 def choose(
     problem: Problem,
     device: torch.device,
@@ -110,6 +135,10 @@ def _route(
     fused: Callable[[], object],
     composed: Callable[[], object],
 ) -> str:
+    if _forced is not None:
+        route, problems = _forced
+        problems.append(problem)
+        return route
     if benchmark:
         known = _memory.get(device, problem)
         if known is not None:

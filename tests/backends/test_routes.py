@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,6 +152,37 @@ def test_a_measured_choice_is_kept_only_while_benchmark_is_on(
     assert routes.choose(PROBLEM, CPU, *ways([])) == COMPOSED
     ops.benchmark = False
     assert routes.choose(PROBLEM, CPU, *ways([])) == FUSED
+
+
+class TestForced:
+    """`routes.forced`."""
+
+    @pytest.mark.parametrize("route", [FUSED, COMPOSED])
+    def test_wins_over_measurement_and_model(
+        self, route: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        timed = timer(monkeypatch, {FUSED: 1.0, COMPOSED: 2.0})
+        for ops.benchmark in (False, True):
+            with routes.forced(route) as problems:
+                assert routes.choose(PROBLEM, CPU, *ways([])) == route
+            assert problems == [PROBLEM]
+        assert not timed
+
+    def test_ends_with_its_block(self) -> None:
+        with routes.forced(COMPOSED) as outer:
+            with routes.forced(None) as inner:
+                assert routes.choose(PROBLEM, CPU, *ways([])) == FUSED
+            assert routes.choose(PROBLEM, CPU, *ways([])) == COMPOSED
+        assert routes.choose(PROBLEM, CPU, *ways([])) == FUSED
+        assert (len(outer), len(inner)) == (1, 0)
+
+    def test_holds_in_every_thread(self) -> None:
+        with ThreadPoolExecutor(1) as pool, routes.forced(COMPOSED):
+            assert pool.submit(routes.choose, PROBLEM, CPU, *ways([])).result() == COMPOSED
+
+    def test_refuses_an_unknown_route(self) -> None:
+        with pytest.raises(ValueError, match="no route 'fast'"), routes.forced("fast"):
+            pass
 
 
 class TestFile:
