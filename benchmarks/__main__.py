@@ -6,8 +6,16 @@ import time
 
 import torch
 
-from benchmarks.problems import NAMED
-from benchmarks.timing import DIRECTIONS, contestants, interleaved, machine, prepare
+from gpseg.selftest.problems import NAMED
+from gpseg.selftest.timing import (
+    DIRECTIONS,
+    contestants,
+    inputs,
+    interleaved,
+    machine,
+    on_cpu,
+    prepare,
+)
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -43,7 +51,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     dtype = getattr(torch, arguments.dtype)
     problems = [p for p in NAMED if not arguments.problems or p.name in arguments.problems]
-    names = contestants()
+    names = [c.name for c in contestants()]
     layout = "channels_last" if arguments.channels_last else "NCHW"
     print(
         f"{machine()}, {arguments.threads} threads, torch {torch.__version__}, {arguments.dtype}, {layout}"
@@ -58,12 +66,10 @@ def main() -> None:
     )
     for problem in problems:
         for direction in arguments.directions:
-            calls = {
-                name: prepare(problem, name, direction, dtype, arguments.channels_last)
-                for name in names
-            }
-            clock = CLOCKS[arguments.clock]
-            reference, *others = interleaved(calls, arguments.seconds, clock).values()
+            tensors = inputs(problem, dtype, arguments.channels_last)
+            calls = {c.name: prepare(problem, c, direction, tensors) for c in contestants()}
+            timer = on_cpu(CLOCKS[arguments.clock])
+            reference, *others = interleaved(calls, arguments.seconds, timer).values()
             row = f"{problem.name:26}{direction:10}{reference.median * 1e3:10.2f}"
             for t in others:
                 spread = f"[{t.low:.1f} {t.high:.1f}]"

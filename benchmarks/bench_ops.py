@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.problems import NAMED, Problem
-from benchmarks.timing import DIRECTIONS, Direction, contestants, prepare
+from gpseg.selftest.problems import NAMED, Problem
+from gpseg.selftest.timing import DIRECTIONS, Contestant, Direction, contestants, inputs, prepare
 
 
-@pytest.mark.parametrize("contestant", contestants())
+@pytest.mark.parametrize("contestant", contestants(), ids=lambda c: c.name)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("problem", NAMED, ids=lambda p: p.name)
-def test_speed(problem: Problem, direction: Direction, contestant: str, benchmark: Any) -> None:
+def test_speed(
+    problem: Problem, direction: Direction, contestant: Contestant, benchmark: Any
+) -> None:
     benchmark.group = f"{problem.name} {direction}"
-    benchmark(prepare(problem, contestant, direction, torch.float32, channels_last=False))
+    tensors = inputs(problem, torch.float32, channels_last=False)
+    benchmark(prepare(problem, contestant, direction, tensors))

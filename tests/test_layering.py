@@ -30,6 +30,7 @@ LAYERS = (
         "gpseg.evaluate",
         "gpseg.convert",
     },
+    {"gpseg.selftest"},
 )
 """A module may import from its own package and from layers before its own. gpseg._C and _cuda are csrc."""
 

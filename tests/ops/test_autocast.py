@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from comparison import BACKENDS, relative_rms
+from comparison import BACKENDS
 from torch import Tensor
 
 from gpseg import ops
+from gpseg.selftest.comparison import relative_rms
 
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 

@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from comparison import BACKENDS, relative_rms
+from comparison import BACKENDS
 from torch import Tensor
 
-from benchmarks import textbook
 from gpseg import ops
 from gpseg.ops.bias_act import ACTIVATIONS
+from gpseg.selftest import textbook
+from gpseg.selftest.comparison import relative_rms
 
 F64 = torch.float64
 

@@ -4,15 +4,16 @@ from typing import Any
 
 import pytest
 import torch
-from comparison import BACKENDS, relative_rms
+from comparison import BACKENDS
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks import textbook
-from benchmarks.problems import BINOMIAL, UNEVEN
 from gpseg import ops
+from gpseg.selftest import textbook
+from gpseg.selftest.comparison import relative_rms
+from gpseg.selftest.problems import BINOMIAL, UNEVEN
 
 F64 = torch.float64
 

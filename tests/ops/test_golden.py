@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from comparison import BACKENDS, relative_rms
+from comparison import BACKENDS
 from safetensors.torch import load_file
 
 from gpseg import ops
+from gpseg.selftest.comparison import relative_rms
 
 DATA = Path(__file__).parents[1] / "data"
 CASES = json.loads((DATA / "golden_cases.json").read_text())

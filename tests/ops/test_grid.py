@@ -1,40 +1,26 @@
 """Every operator × backend × dtype × layout × direction against the textbook composition in float64."""
 
-import functools
-
 import pytest
 import torch
-from comparison import BACKENDS, DTYPES, LAYOUTS, TOLERANCE, derivatives, relative_rms
-from torch import Tensor
+from comparison import BACKENDS, LAYOUTS
 
-from benchmarks import textbook
-from benchmarks.problems import SMALL, Problem, by_name
 from gpseg import ops
 from gpseg.backends.layout import memory_format_of
+from gpseg.selftest.comparison import (
+    DIRECTIONS,
+    DOUBLE_BACKWARD,
+    DTYPES,
+    FORWARD,
+    derivatives,
+    relative_rms,
+    tolerance,
+    wanted,
+)
+from gpseg.selftest.problems import SMALL, Problem
 
-FORWARD, BACKWARD, DOUBLE_BACKWARD = range(3)
 BATCHED = [
     p for p in SMALL if p.options.get("dim") != 0
 ]  # a bias along the batch can't lose the batch
-DIRECTIONS = {"forward": FORWARD, "backward": BACKWARD, "double_backward": DOUBLE_BACKWARD}
-
-
-@functools.cache
-def wanted(name: str, dtype: torch.dtype, order: int) -> dict[str, Tensor]:
-    """The textbook's answer in float64 for inputs rounded to `dtype`."""
-    problem = by_name(name)
-    inputs = {k: t.double() for k, t in problem.tensors(dtype).items()}
-    return derivatives(problem, textbook, inputs, order, rounding=dtype)
-
-
-def tolerance(problem: Problem, dtype: torch.dtype, order: int) -> float:
-    half = dtype in (torch.float16, torch.bfloat16)
-    kinked = problem.op == "modulated_conv2d_act" and problem.options.get("act") != "swish"
-    if half and kinked and order > 0:
-        # The convolution's result is rounded before the activation: an element next to the kink of lrelu or
-        # the clamp may fall on the other side, and one of a few hundred is some per cent of the gradient.
-        return TOLERANCE[dtype] * (1, 4, 8)[order]
-    return TOLERANCE[dtype] * (1, 2, 2)[order] if half else TOLERANCE[dtype]
 
 
 def test_uninitialised_memory_is_poisoned() -> None:

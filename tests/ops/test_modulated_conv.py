@@ -5,14 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from comparison import BACKENDS, relative_rms
+from comparison import BACKENDS
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import textbook
-from benchmarks.problems import BINOMIAL, UNEVEN
 from gpseg import ops
 from gpseg.ops.bias_act import ACTIVATIONS
+from gpseg.selftest import textbook
+from gpseg.selftest.comparison import relative_rms
+from gpseg.selftest.problems import BINOMIAL, UNEVEN
 
 F64 = torch.float64
 NOISE = {"none": None, "map": (), "per_sample": (2, 1)}

@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from comparison import BACKENDS, LAYOUTS, relative_rms
+from comparison import BACKENDS, LAYOUTS
 from torch import Tensor
 
-from benchmarks.problems import BINOMIAL
 from gpseg import ops
 from gpseg.models.stylegan2 import SynthesisBlock
+from gpseg.selftest.comparison import relative_rms
+from gpseg.selftest.problems import BINOMIAL
 
 # what the tests of this file call, op by op: arguments follow the schemas
 RESAMPLING = ([2, 1], [1, 2], [2, 1, 0, 1], False, 0.5)

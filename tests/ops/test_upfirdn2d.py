@@ -4,14 +4,15 @@ from typing import Any
 
 import pytest
 import torch
-from comparison import BACKENDS, relative_rms
+from comparison import BACKENDS
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from benchmarks import textbook
-from benchmarks.problems import BINOMIAL, SYM6, UNEVEN
 from gpseg import ops
+from gpseg.selftest import textbook
+from gpseg.selftest.comparison import relative_rms
+from gpseg.selftest.problems import BINOMIAL, SYM6, UNEVEN
 
 F64 = torch.float64
 

@@ -53,31 +53,38 @@ class Problem:
     taps: Sequence[float] | Sequence[Sequence[float]] | None = None
     separable: bool | None = None
 
-    def tensors(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Tensor]:
+    def tensors(
+        self,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> dict[str, Tensor]:
         """The tensors by argument name, drawn from a normal distribution, the same for every dtype but rounded.
 
-        Weights are scaled so that the result is of order 1.
+        Weights are scaled so that the result is of order 1. They are drawn where they are wanted, which is much
+        faster for large ones on a GPU; kinds of devices draw different numbers.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(device).manual_seed(seed)
         drawn = {}
         for name, size in self.sizes.items():
-            t = torch.randn(*size, generator=generator, dtype=torch.float64)
+            t = torch.randn(*size, generator=generator, dtype=torch.float64, device=device)
             if name in ("weight", "w"):
                 t = t / t[0].numel() ** 0.5
             drawn[name] = t.to(dtype)
         return drawn
 
-    def arguments(self) -> dict[str, Any]:
-        """The arguments that are not in `tensors`, the filter among them."""
+    def arguments(self, device: torch.device | str = "cpu") -> dict[str, Any]:
+        """The arguments that are not in `tensors`, the filter among them, which is put on the device."""
         filter_name = "resample_filter" if self.op.startswith("modulated") else "f"
         if self.op == "bias_act" or (self.taps is None and self.op != "upfirdn2d"):
             return dict(self.options)
         f = None if self.taps is None else ops.setup_filter(self.taps, separable=self.separable)
-        return {**self.options, filter_name: f}
+        return {**self.options, filter_name: None if f is None else f.to(device)}
 
     def call(self, module: ModuleType, tensors: Mapping[str, Tensor]) -> Tensor:
         """Call the operator as `module` has it: `gpseg.ops` or something that follows its signatures."""
-        y: Tensor = getattr(module, self.op)(**tensors, **self.arguments())
+        arguments = self.arguments(tensors["x"].device)
+        y: Tensor = getattr(module, self.op)(**tensors, **arguments)
         return y
 
 
@@ -203,10 +210,59 @@ NAMED = (
 """What training and inference spend their time on, at their sizes."""
 
 
+ODD = (
+    Problem("upsample2d-odd", "upsample2d", {"x": (2, 12, 35, 37)}, {}, BINOMIAL),
+    Problem("downsample2d-even", "downsample2d", {"x": (2, 24, 40, 64)}, {}, BINOMIAL),
+    Problem("filter2d-even", "filter2d", {"x": (2, 16, 32, 80)}, {}, BINOMIAL),
+    Problem("upsample2d-12-odd", "upsample2d", {"x": (1, 9, 29, 33)}, {}, SYM6),
+    Problem("downsample2d-12-even", "downsample2d", {"x": (1, 8, 64, 48)}, {}, SYM6),
+    Problem(
+        "lrelu-even",
+        "bias_act",
+        {"x": (2, 64, 24, 32), "b": (64,)},
+        {"act": "lrelu", "clamp": 1.5},
+    ),
+    Problem("swish-odd", "bias_act", {"x": (3, 41, 17, 19), "b": (41,)}, {"act": "swish"}),
+    Problem("layer-8", **_layer(1, 8, 8, 9, 3, clamp=1.2)),
+    Problem("layer-wide", **_layer(2, 40, 72, 20, 3, act="swish")),
+    Problem("layer-deep", **_layer(1, 160, 64, 12, 3, act="swish")),
+    Problem("layer-1x1", **_layer(2, 24, 16, 15, 1, act="swish")),
+    Problem("layer-up-even", **_layer(2, 32, 48, 24, 3, up=2, act="swish")),
+    Problem("layer-up-8", **_layer(1, 16, 8, 14, 3, up=2, clamp=1.2)),
+    Problem("to-rgb-8", **_layer(2, 32, 8, 18, 1, demodulate=False, act="linear", clamp=1.0)),
+    Problem(
+        "modulated-down-even",
+        "modulated_conv2d",
+        {"x": (2, 16, 16, 20), "weight": (24, 16, 3, 3), "styles": (2, 16)},
+        {"down": 2, "padding": 1},
+        BINOMIAL,
+    ),
+)
+"""Beside SMALL: rows of whole 16-byte vectors and rows that are not, several tiles with a rest, and channels in eights,
+which the tensor-core convolution takes; activations without a kink where many elements would lie at it."""
+
+
+def _synthesis(size: int, n: int) -> tuple[Problem, ...]:
+    """The layers of StyleGAN2 (configuration F) whose output is `size` pixels wide, at batch n."""
+    wide, narrow = (min(512, 32768 // s) for s in (size // 2, size))
+    return (
+        Problem(f"layer-{size}-batch-{n}", **_layer(n, narrow, narrow, size, 3, clamp=256.0)),
+        Problem(f"layer-up-{size}-batch-{n}", **_layer(n, wide, narrow, size, 3, 2, clamp=256.0)),
+        Problem(
+            f"to-rgb-{size}-batch-{n}",
+            **_layer(n, narrow, 3, size, 1, demodulate=False, act="linear", clamp=256.0),
+        ),
+    )
+
+
+LAYERS = tuple(p for n in (8, 16) for size in (64, 256, 512, 1024) for p in _synthesis(size, n))
+"""StyleGAN2's synthesis layers, from those ruled by arithmetic to those ruled by traffic."""
+
+
 def by_name(name: str) -> Problem:
     """The problem of that name.
 
     Raises:
         KeyError: there is none.
     """
-    return {p.name: p for p in (*SMALL, *NAMED)}[name]
+    return {p.name: p for p in (*SMALL, *ODD, *NAMED, *LAYERS)}[name]

@@ -143,7 +143,7 @@ def conv2d_resample(
     flip_weight: bool = True,
     flip_filter: bool = False,
 ) -> Tensor:
-    """A strided or transposed convolution and a filter; `up` only with an odd square kernel and without groups."""
+    """A strided or transposed convolution and a filter; `up` only with an odd square kernel and without `down`."""
     if not flip_weight:
         w = w.flip([2, 3])
     if up == 1 and down == 1:
@@ -153,10 +153,11 @@ def conv2d_resample(
         pads = [padding + p for p in _down_padding(f, down)]
         x = upfirdn2d(x, f, padding=pads, flip_filter=flip_filter)
         return functional.conv2d(x, w, stride=down, groups=groups)
-    if down != 1 or groups != 1:
-        raise NotImplementedError("textbook: up together with down or groups")
+    if down != 1:
+        raise NotImplementedError("textbook: up together with down")
     px0, px1, py0, py1 = (padding + p for p in _up_padding(f, up))
-    x = functional.conv_transpose2d(x, w.transpose(0, 1).flip([2, 3]), stride=up)
+    w = w.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).flip([2, 3])
+    x = functional.conv_transpose2d(x, w, stride=up, groups=groups)
     # the transposed convolution starts k - 1 early, and ends up - 1 short of the trailing zeros
     pads = [px0 - k + 1, px1 - k + up, py0 - k + 1, py1 - k + up]
     return upfirdn2d(x, f, padding=pads, flip_filter=flip_filter, gain=up**2)

@@ -1,0 +1,1 @@
+"""Are the operators right and fast on this machine? Checks, benchmark, and one file with the answer."""
