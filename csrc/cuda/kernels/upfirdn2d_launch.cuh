@@ -1,0 +1,171 @@
+// How the kernels of upfirdn2d.cuh are launched.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cuda/kernels/upfirdn2d.cuh"
+#include "cuda/launch.h"
+
+namespace gpseg::cuda {
+
+// What every GPU since sm_80 lends to a block, and what a tile may take of it.
+constexpr int kMostShared = 96 << 10;
+
+inline int log2_up(int64_t n) {
+  int log = 0;
+  while ((int64_t{1} << log) < n) {
+    ++log;
+  }
+  return log;
+}
+
+struct TilePlan {
+  Tiling tiling;
+  int64_t blocks;
+  int threads;
+  int shared_bytes;
+};
+
+// Sets out the tile of a block whose threads have been shared out already.
+template <class Shape>
+void plan_memory(TilePlan& plan) {
+  constexpr Fir fir = Shape::fir;
+  constexpr int kItem = sizeof(typename Shape::Item), kBanks = 128;  // bytes
+  constexpr int kLoadColumns = Shape::kLoadColumns, kPixelColumns = Shape::kPixelColumns;
+  Tiling& t = plan.tiling;
+  const int width = 1 << (t.log_lanes + t.log_x);
+  plan.threads = (width << t.log_y) * t.planes;
+  const auto pixels_of = [&](int outputs) {
+    return ((outputs - 1) * fir.down + fir.taps - 1) / fir.up + 1;
+  };
+  // a vector starts up to kLoadColumns - 1 columns before the first pixel that is needed
+  const int columns = pixels_of(Shape::kColumns << t.log_x) + kLoadColumns - 1;
+  t.vectors = Divisor(static_cast<uint32_t>(ceil_div(columns, kLoadColumns)));
+  t.rows = Divisor(static_cast<uint32_t>(pixels_of(Shape::kRows << t.log_y)));
+  t.pitch = static_cast<int>(ceil_div(t.vectors.value * kLoadColumns, kPixelColumns));
+  // Banks. Where every other load goes to the same columns, the two halves of a warp must not meet;
+  if (kPixelColumns == 2 * kLoadColumns) {
+    for (int i = 0;
+         i < 32 && ((kLoadColumns * t.pitch * kItem) << t.log_lanes) % kBanks != kBanks / 2; ++i) {
+      ++t.pitch;
+    }
+  }
+  // nor must the rows that one warp reads, or else the end and the start of rows that it writes.
+  t.row_pitch = (kPixelColumns * t.pitch) << t.log_lanes;
+  const int rows_apart = fir.separable ? 1 : Shape::kRows * fir.down / fir.up;
+  const bool reads = width < 32;
+  const int step = (reads ? rows_apart : 1) * kItem;
+  const int wanted =
+      kItem *
+      (reads ? width
+             : (static_cast<int>(t.vectors.value) * kLoadColumns / kPixelColumns) << t.log_lanes);
+  for (int i = 0; i < kBanks / kItem; ++i) {
+    if ((t.row_pitch + i) * step % kBanks == wanted % kBanks) {
+      t.row_pitch += i;
+      break;
+    }
+  }
+  const int all_rows = t.planes * static_cast<int>(t.rows.value);
+  t.rows_at_once = fir.separable ? std::min(all_rows, 2 * plan.threads / width) : all_rows;
+  plan.shared_bytes = t.rows_at_once * t.row_pitch * kItem;
+  if (fir.separable) {
+    plan.shared_bytes +=
+        all_rows * width * Shape::kColumns * static_cast<int>(sizeof(Sum<typename Shape::Element>));
+  }
+}
+
+// A tile wide enough that its margins, which its neighbours load too, are a small part of it; for
+// small images, several channels or planes to a block.
+template <class Shape>
+TilePlan plan_tiles(const FirProblem<typename Shape::Element>& p) {
+  constexpr int kLogThreads = 8;
+  static_assert(1 << kLogThreads == Shape::kThreads);
+  const int64_t items = p.channels / Shape::kChannels;  // per pixel
+  const int log_items = log2_up(items);
+  TilePlan plan = {};
+  Tiling& t = plan.tiling;
+  t.log_lanes = std::min(log_items, Shape::access == Access::channels ? 2 : 3);
+  const int log_widest =
+      Shape::access == Access::channels || t.log_lanes > 0        ? log2_up(32 / Shape::kColumns)
+      : Shape::fir.separable || Shape::access == Access::elements ? log2_up(64 / Shape::kColumns)
+                                                                  : 5;
+  t.log_x = std::min(log_widest, log2_up(ceil_div(p.out_w, Shape::kColumns)));
+  t.log_y = std::min(kLogThreads - t.log_lanes - t.log_x, log2_up(ceil_div(p.out_h, Shape::kRows)));
+  t.planes = 1;
+  plan_memory<Shape>(plan);
+  while (2 * plan.threads <= Shape::kThreads) {
+    TilePlan larger = plan;
+    if (t.log_lanes < log_items) {
+      ++larger.tiling.log_lanes;
+    } else if (t.planes < p.planes) {
+      larger.tiling.planes *= 2;
+    } else {
+      break;
+    }
+    plan_memory<Shape>(larger);
+    if (larger.shared_bytes > kMostShared) {
+      break;
+    }
+    plan = larger;
+  }
+  t.channel_tiles = static_cast<uint32_t>(ceil_div(items, int64_t{1} << t.log_lanes));
+  t.x_tiles = static_cast<uint32_t>(ceil_div(p.out_w, int64_t{Shape::kColumns} << t.log_x));
+  t.y_tiles = static_cast<uint32_t>(ceil_div(p.out_h, int64_t{Shape::kRows} << t.log_y));
+  plan.blocks = int64_t{t.channel_tiles} * t.x_tiles * t.y_tiles * ceil_div(p.planes, t.planes);
+  return plan;
+}
+
+template <class T>
+FirProblem<T> problem_of(const Upfirdn2d& p) {
+  return {static_cast<const T*>(p.input),
+          static_cast<T*>(p.output),
+          static_cast<T*>(p.epilogue == nullptr ? nullptr : p.filtered),
+          static_cast<const Sum<T>*>(p.filter),
+          static_cast<Sum<T>>(p.gain),
+          p.flip_filter,
+          p.filter_h == 0,
+          p.channels_last ? p.n : p.n * p.c,
+          p.channels_last ? p.c : 1,
+          p.c,
+          p.y.in,
+          p.x.in,
+          p.y.out,
+          p.x.out,
+          p.y.pad,
+          p.x.pad,
+          {}};
+}
+
+template <class T>
+EpilogueView<Sum<T>> epilogue_of(const Upfirdn2d& p) {
+  return EpilogueView<Sum<T>>(p.epilogue == nullptr ? Epilogue{} : *p.epilogue);
+}
+
+inline std::string shape_of(const Upfirdn2d& p) {
+  return shape_of(p.dtype, {p.n, p.c, p.y.out * p.x.out, p.channels_last});
+}
+
+template <class Shape, Finish finish>
+void launch_tiled(const Upfirdn2d& p, const Queue& queue) {
+  using T = typename Shape::Element;
+  FirProblem<T> problem = problem_of<T>(p);
+  const TilePlan plan = plan_tiles<Shape>(problem);
+  problem.tiling = plan.tiling;
+  const auto launch = [&](auto* kernel, const char* name) {
+    // always the same limit: another thread may be setting it for another size
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostShared);
+    const dim3 grid(static_cast<unsigned>(plan.blocks)), block(static_cast<unsigned>(plan.threads));
+    const size_t bytes = static_cast<size_t>(plan.shared_bytes);
+    kernel<<<grid, block, bytes, stream_of(queue)>>>(problem, epilogue_of<T>(p));
+    check_launch(name, shape_of(p), grid, block, bytes);
+  };
+  if constexpr (Shape::fir.separable) {
+    static_assert(finish == Finish::plain);
+    launch(upfirdn2d_separable_kernel<Shape>, "upfirdn2d_separable_kernel");
+  } else {
+    launch(upfirdn2d_kernel<Shape, finish>, "upfirdn2d_kernel");
+  }
+}
+
+}  // namespace gpseg::cuda
