@@ -178,7 +178,18 @@ def link(objects: Sequence[Object], library: Path, flags: Sequence[str]) -> Path
         # its own names first: torch may have brought the real CUDA runtime into the process
         names = [str(item.output) for item in objects]
         fresh = library.with_suffix(".new")  # a library that is in use is replaced, not overwritten
-        run([compiler(), "-shared", "-Wl,-Bsymbolic", *names, *flags, "-ldl", "-o", str(fresh)])
+        run(
+            [
+                compiler(),
+                "-shared",
+                "-Wl,-Bsymbolic,-z,defs",
+                *names,
+                *flags,
+                "-ldl",
+                "-o",
+                str(fresh),
+            ]
+        )
         fresh.replace(library)
     return library
 

@@ -769,8 +769,35 @@ void __tsan_vptr_update(void*, void*) {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 
-// A function's static variables are guarded by an atomic; no other is made on the host's side.
-unsigned char __tsan_atomic8_load(const volatile unsigned char* p, int) {
-  return __atomic_load_n(p, __ATOMIC_ACQUIRE);
-}
+// std::atomic and the guards of static variables, on the host's side: kernels have CUDA's atomics.
+#define HOST_ATOMICS(bits, Word)                                                                  \
+  Word __tsan_atomic##bits##_load(const volatile Word* p, int) {                                  \
+    return __atomic_load_n(p, __ATOMIC_SEQ_CST);                                                  \
+  }                                                                                               \
+  void __tsan_atomic##bits##_store(volatile Word* p, Word value, int) {                           \
+    __atomic_store_n(p, value, __ATOMIC_SEQ_CST);                                                 \
+  }                                                                                               \
+  Word __tsan_atomic##bits##_exchange(volatile Word* p, Word value, int) {                        \
+    return __atomic_exchange_n(p, value, __ATOMIC_SEQ_CST);                                       \
+  }                                                                                               \
+  Word __tsan_atomic##bits##_fetch_add(volatile Word* p, Word value, int) {                       \
+    return __atomic_fetch_add(p, value, __ATOMIC_SEQ_CST);                                        \
+  }                                                                                               \
+  Word __tsan_atomic##bits##_fetch_or(volatile Word* p, Word value, int) {                        \
+    return __atomic_fetch_or(p, value, __ATOMIC_SEQ_CST);                                         \
+  }                                                                                               \
+  int __tsan_atomic##bits##_compare_exchange_strong(volatile Word* p, Word* expected, Word value, \
+                                                    int, int) {                                   \
+    return __atomic_compare_exchange_n(p, expected, value, false, __ATOMIC_SEQ_CST,               \
+                                       __ATOMIC_SEQ_CST);                                         \
+  }                                                                                               \
+  int __tsan_atomic##bits##_compare_exchange_weak(volatile Word* p, Word* expected, Word value,   \
+                                                  int, int) {                                     \
+    return __atomic_compare_exchange_n(p, expected, value, false, __ATOMIC_SEQ_CST,               \
+                                       __ATOMIC_SEQ_CST);                                         \
+  }
+
+HOST_ATOMICS(8, uint8_t)
+HOST_ATOMICS(32, uint32_t)
+HOST_ATOMICS(64, uint64_t)
 }
