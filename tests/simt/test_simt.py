@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import os
 import re
 import subprocess
 import sys
@@ -255,33 +256,48 @@ def test_launches_work_after_an_abandoned_one() -> None:
     assert run_gemm(kernels) == ""
 
 
-def in_asan_process(run: str, fault: str | None) -> str:
-    """What a process that loads the sanitizers' build prints."""
-    here = "tests.simt.test_simt"
-    program = (
-        f"from {here} import *; torch.manual_seed(0); torch.set_num_threads(1)\n"
-        f"kernels = load('asan', {fault!r})\n"
-        f"for run in {run}: print(run(kernels))\n"
-    )
+@cache
+def sanitized() -> dict[str, str]:
+    """What the right kernels (RIGHT) and each planted fault print under g++'s sanitizers.
+
+    They have to be there when Python starts, and end the process they find something in. So: another Python, which
+    imports torch once and forks for each.
+    """
+    names = [name for name, planted in PLANTED.items() if planted.asan]
+    build.build_source(SOURCE, "asan")
+    for name in names:
+        build.build_source(SOURCE, "asan", [f"FAULT_{name}"])
+    program = f"""
+import os
+from tests.simt.test_simt import PLANTED, RUNS, load
+for name in ["RIGHT", *{names!r}]:
+    print(f"== {{name}}", flush=True)
+    if os.fork() == 0:
+        kernels = load("asan", None if name == "RIGHT" else name)
+        for run in RUNS.values() if name == "RIGHT" else [PLANTED[name].run]:
+            print(run(kernels), end="", flush=True)
+        os._exit(0)
+    print("ended with", os.wait()[1], flush=True)
+"""
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env={**build.os.environ, **build.asan_environment()},
+        env={**os.environ, **build.asan_environment()},
         cwd=build.ROOT,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
-    return done.stdout.strip() + done.stderr.strip()
+    parts = re.split(r"^== (\w+)\n", done.stdout, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def test_right_kernels_under_sanitizers() -> None:
-    build.build_source(SOURCE, "asan")
-    assert in_asan_process("RUNS.values()", None) == ""
+    assert sanitized()["RIGHT"] == "ended with 0\n"
 
 
 @pytest.mark.parametrize("name", [name for name, planted in PLANTED.items() if planted.asan])
 def test_sanitizers_find_the_line(name: str) -> None:
-    build.build_source(SOURCE, "asan", [f"FAULT_{name}"])
-    found = in_asan_process(f"[PLANTED[{name!r}].run]", name)
+    found = sanitized()[name]
     assert PLANTED[name].asan in found
     assert marked_line("fault", name) in found
 
