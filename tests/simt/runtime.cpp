@@ -696,9 +696,9 @@ void* shared_memory(const void* key, size_t bytes, int element_bytes, const char
 }
 
 void* dynamic_shared_memory(int element_bytes, const char* name) {
-  // raw bytes are mostly seen as halves or floats
+  // whatever it is declared as, a kernel cuts it up: into nothing smaller than halves
   return scheduler.shared_memory(nullptr, scheduler.dynamic_shared_bytes(),
-                                 std::max(element_bytes, 2), name);
+                                 std::min(element_bytes, 2), name);
 }
 
 int lane() { return state.thread % kWarpSize; }
