@@ -1,6 +1,5 @@
 // The modulated layer's convolution: its geometry as phases and taps, its tiles, its launch.
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <iterator>
 #include <stdexcept>
@@ -120,26 +119,15 @@ int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
-// Lets a kernel use all the shared memory there is, once on each device: 48 KiB is the limit
-// otherwise.
-void allow_shared_memory(const void* kernel, int static_bytes, std::atomic<uint64_t>& allowed) {
-  int device = 0;
-  cudaGetDevice(&device);
-  const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
-  if ((allowed.load(std::memory_order_relaxed) & bit) == 0) {
-    const int most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most - static_bytes);
-    allowed.fetch_or(bit, std::memory_order_relaxed);
-  }
-}
-
 template <class T, int tile_m, int tile_n, bool scaled>
 void launch(const ConvView<T>& view, const FusedConv& p, const Tiling& tiling,
             cudaStream_t stream) {
-  static std::atomic<uint64_t> allowed{0};
+  // Beyond 48 KiB a kernel must ask; always for all there is, so that no thread takes back what
+  // another needs.
   constexpr int static_bytes = (tile_m + 2 * tile_n) * 4;
-  allow_shared_memory(reinterpret_cast<const void*>(fused_conv_kernel<T, tile_m, tile_n, scaled>),
-                      static_bytes, allowed);
+  const int most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  cudaFuncSetAttribute(fused_conv_kernel<T, tile_m, tile_n, scaled>,
+                       cudaFuncAttributeMaxDynamicSharedMemorySize, most - static_bytes);
   const dim3 grid(static_cast<unsigned>(tiling.blocks));
   const size_t bytes = shared_bytes(p, tiling);
   fused_conv_kernel<T, tile_m, tile_n, scaled><<<grid, kGemmThreads, bytes, stream>>>(view);
