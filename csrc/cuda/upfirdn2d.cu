@@ -50,8 +50,9 @@ bool in_vectors(const Upfirdn2d& p) {
                                                                  : 2);
   const bool sizes =
       p.channels_last ? p.c % length == 0 : p.x.in % length == 0 && p.x.out % length == 0;
-  const bool noise = p.epilogue == nullptr || p.channels_last || aligned(p.epilogue->noise);
-  return sizes && noise && aligned(p.input) && aligned(p.output) && aligned(p.filtered);
+  const Epilogue none = {}, &e = p.epilogue == nullptr ? none : *p.epilogue;
+  const bool epilogue = p.channels_last ? aligned(e.scale) && aligned(e.bias) : aligned(e.noise);
+  return sizes && epilogue && aligned(p.input) && aligned(p.output) && aligned(p.filtered);
 }
 
 Choice choose(const Upfirdn2d& p) {

@@ -56,6 +56,7 @@ struct Tiling {
   uint32_t x_tiles;
   uint32_t y_tiles;
   Divisor rows;      // of pixels, of one plane
+  int columns;       // of pixels, loaded
   Divisor vectors;   // loaded per row and channel lane
   int pitch;         // see Tile::place
   int row_pitch;     // in items
@@ -106,6 +107,8 @@ struct FirShape {
                                : sizeof(T) == 2 || kPixelColumns > kVector ? kVector
                                                                            : kPixelColumns;
   static constexpr int kLoadColumns = access == Access::columns ? kLoad : 1;
+  // columns that a tile's start is a multiple of: whole sectors of 32 bytes
+  static constexpr int kAlign = access == Access::columns ? 32 / static_cast<int>(sizeof(T)) : 1;
   // phases that one thread's outputs are of
   static constexpr int kPhasesX = kColumns < fir.up ? 1 : fir.up;
   static constexpr int kPhasesY = kRows < fir.up ? 1 : fir.up;
@@ -117,9 +120,9 @@ struct FirShape {
 
   // What the tile in shared memory is made of.
   using Item = Vector<T, kChannels>;
-  // The first pass's results are moved 16 bytes at a time.
-  static constexpr int kChunk = kColumns < 16 / static_cast<int>(sizeof(Sum<T>))
-                                    ? kColumns
+  // What a thread has in the accumulation type, of a vector's length, is moved 16 bytes at a time.
+  static constexpr int kChunk = kVector < 16 / static_cast<int>(sizeof(Sum<T>))
+                                    ? kVector
                                     : 16 / static_cast<int>(sizeof(Sum<T>));
 };
 
@@ -163,7 +166,7 @@ struct Tile {
     out_y = (int64_t{index % tiling.y_tiles} << tiling.log_y) * Shape::kRows;
     first_plane = int64_t{index / tiling.y_tiles} * tiling.planes;
     const int64_t x = out_x * down - p.pad_x, y = out_y * down - p.pad_y;
-    in_x = round_down(round_down(x + up - 1, up) / up, Shape::kLoadColumns);
+    in_x = round_down(round_down(x + up - 1, up) / up, Shape::kAlign);
     in_y = round_down(y + up - 1, up) / up;
     rest_x = static_cast<int>(x - in_x * up);
     rest_y = static_cast<int>(y - in_y * up);
@@ -199,13 +202,9 @@ struct Tile {
         const int64_t plane = first_plane + in_block;
         const int64_t y = in_y + (tile_row - in_block * tiling.rows.value), x = in_x + column;
         const int64_t channel = (first_channel + lane) * Shape::kChannels;
-        to[b] = i < loads ? static_cast<int>(row) * tiling.row_pitch : -1;
-        if constexpr (Shape::access == Access::columns) {
-          to[b] = i < loads ? to[b] + place(column) : -1;
-        } else {
-          to[b] = i < loads ? to[b] + place(column) + lane : -1;
-        }
-        const bool inside = i < loads && plane < p.planes && channel < p.channels && y >= 0 &&
+        const bool wanted = i < loads && column < tiling.columns;
+        to[b] = wanted ? static_cast<int>(row) * tiling.row_pitch + place(column) + lane : -1;
+        const bool inside = wanted && plane < p.planes && channel < p.channels && y >= 0 &&
                             y < p.in_h && x >= 0 && x < p.in_w;
         vector[b] = {};
         if (inside) {
@@ -264,6 +263,25 @@ struct Seat {
   }
 };
 
+// values[i] = from[at + i], or `otherwise` if there is nothing to read from.
+template <int count, class A>
+__device__ __forceinline__ void read_chunks(A (&values)[count], const A* from, int64_t at,
+                                            A otherwise) {
+  constexpr int kMost = 16 / static_cast<int>(sizeof(A));
+  constexpr int kChunk = count < kMost ? count : kMost;
+#pragma unroll
+  for (int i = 0; i < count; i += kChunk) {
+    Vector<A, kChunk> chunk;
+    if (from != nullptr) {
+      chunk = load_vector<kChunk>(from + at + i);
+    }
+#pragma unroll
+    for (int j = 0; j < kChunk; ++j) {
+      values[i + j] = from == nullptr ? otherwise : chunk.element[j];
+    }
+  }
+}
+
 template <class Shape>
 using Sums = Sum<typename Shape::Element>[Shape::kRows][Shape::kColumns][Shape::kChannels];
 
@@ -290,11 +308,8 @@ __device__ __forceinline__ void finish_outputs(const FirProblem<typename Shape::
     const int64_t c = p.image_channels;
     sample = plane * p.channels / c;
     const int64_t at = plane * p.channels + channel;
-#pragma unroll
-    for (int i = 0; i < kChannels; ++i) {
-      scale[i] = e.scale == nullptr ? A(1) : __ldg(e.scale + at + i);
-      bias[i] = e.bias == nullptr ? A(0) : __ldg(e.bias + at - sample * c + i);
-    }
+    read_chunks(scale, e.scale, at, A(1));
+    read_chunks(bias, e.bias, at - sample * c, A(0));
   }
 #pragma unroll
   for (int r = 0; r < Shape::kRows; ++r) {
@@ -323,23 +338,8 @@ __device__ __forceinline__ void finish_outputs(const FirProblem<typename Shape::
           }
           store_vector(p.filtered + to, vector);
         }
-        A noise[kOfColumns ? kColumns : 1] = {};
-        if (e.noise != nullptr) {
-          const A* from = e.noise + sample * e.noise_stride + pixel + s;
-          constexpr int length = Shape::kChunk;
-          if constexpr (kOfColumns) {
-#pragma unroll
-            for (int i = 0; i < kColumns; i += length) {
-              const auto some = load_vector<length>(from + i);
-#pragma unroll
-              for (int j = 0; j < length; ++j) {
-                noise[i + j] = some.element[j];
-              }
-            }
-          } else {
-            noise[0] = __ldg(from);
-          }
-        }
+        A noise[kOfColumns ? kColumns : 1];
+        read_chunks(noise, e.noise, sample * e.noise_stride + pixel + s, A(0));
         constexpr Family family = finish == Finish::straight ? Family::straight : Family::curved;
 #pragma unroll
         for (int i = 0; i < Shape::kVector; ++i) {
@@ -383,7 +383,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 2)
   using Item = typename Shape::Item;
   constexpr Fir fir = Shape::fir;
   constexpr int kTaps = Shape::kPhaseTaps;
-  extern __shared__ uint4 memory[];
+  extern __shared__ alignas(16) unsigned short memory[];
   __shared__ A taps[fir.taps * fir.taps];
 
   const Tile<Shape> tile(p);
@@ -451,7 +451,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 2)
   constexpr int kTaps = Shape::kPhaseTaps, kColumns = Shape::kColumns;
   constexpr int kChunks = kColumns / Shape::kChunk;
   static_assert(Shape::kChannels == 1);
-  extern __shared__ uint4 memory[];
+  extern __shared__ alignas(16) unsigned short memory[];
   __shared__ A taps[fir.taps];
 
   const Tile<Shape> tile(p);

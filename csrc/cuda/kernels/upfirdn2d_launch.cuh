@@ -12,6 +12,8 @@ namespace gpseg::cuda {
 // What every GPU since sm_80 lends to a block, and what a tile may take of it.
 constexpr int kMostShared = 96 << 10;
 
+inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -ceil_div(-a, b); }
+
 inline int log2_up(int64_t n) {
   int log = 0;
   while ((int64_t{1} << log) < n) {
@@ -29,7 +31,7 @@ struct TilePlan {
 
 // Sets out the tile of a block whose threads have been shared out already.
 template <class Shape>
-void plan_memory(TilePlan& plan) {
+void plan_memory(const FirProblem<typename Shape::Element>& p, TilePlan& plan) {
   constexpr Fir fir = Shape::fir;
   constexpr int kItem = sizeof(typename Shape::Item), kBanks = 128;  // bytes
   constexpr int kLoadColumns = Shape::kLoadColumns, kPixelColumns = Shape::kPixelColumns;
@@ -39,27 +41,34 @@ void plan_memory(TilePlan& plan) {
   const auto pixels_of = [&](int outputs) {
     return ((outputs - 1) * fir.down + fir.taps - 1) / fir.up + 1;
   };
-  // a vector starts up to kLoadColumns - 1 columns before the first pixel that is needed
-  const int columns = pixels_of(Shape::kColumns << t.log_x) + kLoadColumns - 1;
-  t.vectors = Divisor(static_cast<uint32_t>(ceil_div(columns, kLoadColumns)));
+  // tiles start at whole sectors, some columns before the first pixel that is needed
+  const int outputs_x = Shape::kColumns << t.log_x;
+  const bool all_alike = outputs_x * fir.down / fir.up % Shape::kAlign == 0;
+  const int64_t first = -floor_div(p.pad_x, fir.up);
+  const int64_t before =
+      all_alike ? first - floor_div(first, Shape::kAlign) * Shape::kAlign : Shape::kAlign - 1;
+  const int loads = static_cast<int>(ceil_div(before + pixels_of(outputs_x), kLoadColumns));
+  t.columns = loads * kLoadColumns;
   t.rows = Divisor(static_cast<uint32_t>(pixels_of(Shape::kRows << t.log_y)));
-  t.pitch = static_cast<int>(ceil_div(t.vectors.value * kLoadColumns, kPixelColumns));
-  // Banks. Where every other load goes to the same columns, the two halves of a warp must not meet;
-  if (kPixelColumns == 2 * kLoadColumns) {
-    for (int i = 0;
-         i < 32 && ((kLoadColumns * t.pitch * kItem) << t.log_lanes) % kBanks != kBanks / 2; ++i) {
-      ++t.pitch;
-    }
+  t.pitch = static_cast<int>(ceil_div(t.columns, kPixelColumns));
+  // A warp that goes on to the next row starts there with a whole sector, or pair of columns.
+  const bool pairs = kPixelColumns == 2 * kLoadColumns;
+  const int together = std::max(Shape::kAlign / kLoadColumns, pairs ? 2 : 1);
+  t.vectors = Divisor(static_cast<uint32_t>(ceil_div(loads, together) * together));
+  // Pairs of columns go to different banks.
+  const int apart = (kLoadColumns * kItem) << t.log_lanes;
+  for (int i = 0; pairs && i < 32 && t.pitch * apart % kBanks != kBanks / 2; ++i) {
+    ++t.pitch;
   }
-  // nor must the rows that one warp reads, or else the end and the start of rows that it writes.
+  // So do the rows that one warp reads, or, where it reads a single one, those that it writes.
   t.row_pitch = (kPixelColumns * t.pitch) << t.log_lanes;
-  const int rows_apart = fir.separable ? 1 : Shape::kRows * fir.down / fir.up;
   const bool reads = width < 32;
+  const int rows_apart = fir.separable ? 1 : Shape::kRows * fir.down / fir.up;
   const int step = (reads ? rows_apart : 1) * kItem;
   const int wanted =
-      kItem *
-      (reads ? width
-             : (static_cast<int>(t.vectors.value) * kLoadColumns / kPixelColumns) << t.log_lanes);
+      reads ? width * std::max(kItem, 4)
+            : (static_cast<int>(t.vectors.value) * kLoadColumns / kPixelColumns * kItem)
+                  << t.log_lanes;
   for (int i = 0; i < kBanks / kItem; ++i) {
     if ((t.row_pitch + i) * step % kBanks == wanted % kBanks) {
       t.row_pitch += i;
@@ -93,7 +102,7 @@ TilePlan plan_tiles(const FirProblem<typename Shape::Element>& p) {
   t.log_x = std::min(log_widest, log2_up(ceil_div(p.out_w, Shape::kColumns)));
   t.log_y = std::min(kLogThreads - t.log_lanes - t.log_x, log2_up(ceil_div(p.out_h, Shape::kRows)));
   t.planes = 1;
-  plan_memory<Shape>(plan);
+  plan_memory<Shape>(p, plan);
   while (2 * plan.threads <= Shape::kThreads) {
     TilePlan larger = plan;
     if (t.log_lanes < log_items) {
@@ -103,7 +112,7 @@ TilePlan plan_tiles(const FirProblem<typename Shape::Element>& p) {
     } else {
       break;
     }
-    plan_memory<Shape>(larger);
+    plan_memory<Shape>(p, larger);
     if (larger.shared_bytes > kMostShared) {
       break;
     }
