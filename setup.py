@@ -75,7 +75,7 @@ def cuda_extension(toolkit: cuda_toolkit.Toolkit) -> Extension:
     that every build of torch has.
     """
     architectures = cuda_toolkit.architectures(toolkit)
-    names = [name for architecture in architectures for name in architecture.names]
+    names = list(dict.fromkeys(name for a in architectures for name in a.names))
     print(f"gpseg: CUDA {toolkit.version_string} in {toolkit.home}, for {', '.join(names)}")
     cpp_extension.CUDA_HOME = str(toolkit.home)
     return cpp_extension.CppExtension(

@@ -331,26 +331,37 @@ def test_the_source_distribution_has_all_that_a_build_needs(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("variables", "complaint"),
-    [
-        ({"GPSEG_BUILD_CUDA": "yes"}, "gpseg: GPSEG_BUILD_CUDA is 'yes'; it can be auto, 1 or 0"),
-        (
+@pytest.mark.skipif(torch.version.cuda is None, reason="this torch has no CUDA to build for")
+class TestABuildThatCanNotGoOn:
+    def test_a_choice_that_is_none(self) -> None:
+        self.check_ends(
+            {"GPSEG_BUILD_CUDA": "yes"}, "GPSEG_BUILD_CUDA is 'yes'; it can be auto, 1 or 0"
+        )
+
+    def test_no_toolkit(self) -> None:
+        self.check_ends(
             {"GPSEG_BUILD_CUDA": "1", "CUDA_HOME": "/nowhere"},
-            "gpseg: GPSEG_BUILD_CUDA is 1, but CUDA_HOME is /nowhere, which has no bin/nvcc",
-        ),
-    ],
-)
-def test_a_build_that_can_not_go_on_ends_with_one_sentence(
-    variables: dict[str, str], complaint: str
-) -> None:
-    done = subprocess.run(
-        [sys.executable, "setup.py", "--version"],
-        cwd=ROOT,
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == complaint  # after what torch itself logs
-    assert "Traceback" not in done.stderr
+            "GPSEG_BUILD_CUDA is 1, but CUDA_HOME is /nowhere, which has no bin/nvcc",
+        )
+
+    def test_torch_of_another_cuda(self, tmp_path: Path) -> None:
+        home = make_toolkit(tmp_path / "cuda", "9.2")
+        major = torch.version.cuda.split(".")[0]
+        self.check_ends(
+            {"GPSEG_BUILD_CUDA": "auto", "CUDA_HOME": str(home)},
+            f"the nvcc in {home} is CUDA 9.2 but torch was built for CUDA {torch.version.cuda}:"
+            f" set CUDA_HOME to a CUDA {major} toolkit, or GPSEG_BUILD_CUDA=0",
+        )
+
+    def check_ends(self, variables: dict[str, str], complaint: str) -> None:
+        """setup.py ends with that sentence, and no traceback."""
+        done = subprocess.run(
+            [sys.executable, "setup.py", "--version"],
+            cwd=ROOT,
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1] == f"gpseg: {complaint}"  # after what torch itself logs
+        assert "Traceback" not in done.stderr
