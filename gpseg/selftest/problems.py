@@ -242,6 +242,15 @@ ODD = (
 which the tensor-core convolution takes; activations without a kink where many elements would lie at it."""
 
 
+LARGE = (
+    Problem("filter2d-large", "filter2d", {"x": (33, 64, 1024, 1024)}, {}, BINOMIAL),
+    Problem(
+        "bias_act-large", "bias_act", {"x": (33, 64, 1024, 1024)}, {"act": "lrelu", "clamp": 1.0}
+    ),
+)
+"""More than 2³¹ elements, the last sample lying beyond."""
+
+
 def _synthesis(size: int, n: int) -> tuple[Problem, ...]:
     """The layers of StyleGAN2 (configuration F) whose output is `size` pixels wide, at batch n."""
     wide, narrow = (min(512, 32768 // s) for s in (size // 2, size))
@@ -259,10 +268,13 @@ LAYERS = tuple(p for n in (8, 16) for size in (64, 256, 512, 1024) for p in _syn
 """StyleGAN2's synthesis layers, from those ruled by arithmetic to those ruled by traffic."""
 
 
+BY_NAME = {p.name: p for p in (*SMALL, *ODD, *NAMED, *LARGE, *LAYERS)}
+
+
 def by_name(name: str) -> Problem:
     """The problem of that name.
 
     Raises:
         KeyError: there is none.
     """
-    return {p.name: p for p in (*SMALL, *ODD, *NAMED, *LAYERS)}[name]
+    return BY_NAME[name]

@@ -1,0 +1,51 @@
+"""What a problem must move and compute at least, and what share of a GPU's peak a measured time is."""
+
+import math
+
+import torch
+
+from gpseg.backends.devices import A100, B200, H100, Gpu
+from gpseg.selftest import textbook
+from gpseg.selftest.problems import Problem
+from gpseg.selftest.timing import Direction
+
+PEAKS = {
+    "NVIDIA A100-SXM4-80GB": A100,
+    "NVIDIA H100 80GB HBM3": H100,
+    "NVIDIA B200": B200,
+}
+"""By the name that the driver gives. Other variants of these have other peaks, so they are not here."""
+
+
+def output_size(problem: Problem) -> torch.Size:
+    """Size of the problem's result."""
+    tensors = {name: torch.empty(*size, device="meta") for name, size in problem.sizes.items()}
+    return problem.call(textbook, tensors).shape
+
+
+def bytes_moved(problem: Problem, dtype: torch.dtype, direction: Direction) -> int:
+    """Bytes when every input is read once and every result written once; the backward reads the inputs again."""
+    read = sum(math.prod(size) for size in problem.sizes.values())
+    result = math.prod(output_size(problem))
+    elements = {
+        "forward": read + result,
+        "backward": result + 2 * read,
+        "forward+backward": 2 * result + 3 * read,
+    }
+    return elements[direction] * dtype.itemsize
+
+
+def operations(problem: Problem, direction: Direction) -> int | None:
+    """Operations of the convolution, a multiply-add being two; None for the others, which traffic rules."""
+    weight = problem.sizes.get("weight") or problem.sizes.get("w")
+    if weight is None:
+        return None
+    upsampled = problem.options.get("up", 1) > 1
+    n, _, *pixels = problem.sizes["x"] if upsampled else output_size(problem)
+    forward = 2 * n * math.prod(pixels) * math.prod(weight)
+    return forward * {"forward": 1, "backward": 2, "forward+backward": 3}[direction]
+
+
+def peak_operations(gpu: Gpu, dtype: torch.dtype) -> float | None:
+    """Operations a second at best; None where the data sheets' figure depends on settings, as TF32's."""
+    return gpu.tensor if dtype in (torch.float16, torch.bfloat16) else None
