@@ -56,7 +56,6 @@ struct Tiling {
   uint32_t x_tiles;
   uint32_t y_tiles;
   Divisor rows;      // of pixels, of one plane
-  int columns;       // of pixels, loaded
   Divisor vectors;   // loaded per row and channel lane
   int pitch;         // see Tile::place
   int row_pitch;     // in items
@@ -202,9 +201,8 @@ struct Tile {
         const int64_t plane = first_plane + in_block;
         const int64_t y = in_y + (tile_row - in_block * tiling.rows.value), x = in_x + column;
         const int64_t channel = (first_channel + lane) * Shape::kChannels;
-        const bool wanted = i < loads && column < tiling.columns;
-        to[b] = wanted ? static_cast<int>(row) * tiling.row_pitch + place(column) + lane : -1;
-        const bool inside = wanted && plane < p.planes && channel < p.channels && y >= 0 &&
+        to[b] = i < loads ? static_cast<int>(row) * tiling.row_pitch + place(column) + lane : -1;
+        const bool inside = i < loads && plane < p.planes && channel < p.channels && y >= 0 &&
                             y < p.in_h && x >= 0 && x < p.in_w;
         vector[b] = {};
         if (inside) {

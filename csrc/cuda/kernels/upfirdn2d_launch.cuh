@@ -47,32 +47,36 @@ void plan_memory(const FirProblem<typename Shape::Element>& p, TilePlan& plan) {
   const int64_t first = -floor_div(p.pad_x, fir.up);
   const int64_t before =
       all_alike ? first - floor_div(first, Shape::kAlign) * Shape::kAlign : Shape::kAlign - 1;
+  // A warp that goes on to the next row of loads starts there with a whole sector, with both halves
+  // of a pair, and with a whole bank.
+  constexpr bool pairs = kPixelColumns == 2 * kLoadColumns;
+  constexpr int for_banks = 4 * kPixelColumns / (kItem * kLoadColumns);
+  constexpr int together = std::max({Shape::kAlign / kLoadColumns, pairs ? 2 : 1,
+                                     Shape::access == Access::columns ? for_banks : 1});
   const int loads = static_cast<int>(ceil_div(before + pixels_of(outputs_x), kLoadColumns));
-  t.columns = loads * kLoadColumns;
+  const int vectors = static_cast<int>(ceil_div(loads, together)) * together;
+  t.vectors = Divisor(static_cast<uint32_t>(vectors));
   t.rows = Divisor(static_cast<uint32_t>(pixels_of(Shape::kRows << t.log_y)));
-  t.pitch = static_cast<int>(ceil_div(t.columns, kPixelColumns));
-  // A warp that goes on to the next row starts there with a whole sector, or pair of columns.
-  const bool pairs = kPixelColumns == 2 * kLoadColumns;
-  const int together = std::max(Shape::kAlign / kLoadColumns, pairs ? 2 : 1);
-  t.vectors = Divisor(static_cast<uint32_t>(ceil_div(loads, together) * together));
-  // Pairs of columns go to different banks.
+  // The halves of a pair go to different banks.
+  t.pitch = static_cast<int>(ceil_div(vectors * kLoadColumns, kPixelColumns));
   const int apart = (kLoadColumns * kItem) << t.log_lanes;
   for (int i = 0; pairs && i < 32 && t.pitch * apart % kBanks != kBanks / 2; ++i) {
     ++t.pitch;
   }
-  // So do the rows that one warp reads, or, where it reads a single one, those that it writes.
-  t.row_pitch = (kPixelColumns * t.pitch) << t.log_lanes;
-  const bool reads = width < 32;
+  // So do the rows that one warp reads, and if possible those that it writes: the next one's banks
+  // follow upon the last one's.
+  const int written = (vectors * kLoadColumns / kPixelColumns * kItem) << t.log_lanes;
+  const int least = (kPixelColumns * t.pitch) << t.log_lanes;
   const int rows_apart = fir.separable ? 1 : Shape::kRows * fir.down / fir.up;
-  const int step = (reads ? rows_apart : 1) * kItem;
-  const int wanted =
-      reads ? width * std::max(kItem, 4)
-            : (static_cast<int>(t.vectors.value) * kLoadColumns / kPixelColumns * kItem)
-                  << t.log_lanes;
-  for (int i = 0; i < kBanks / kItem; ++i) {
-    if ((t.row_pitch + i) * step % kBanks == wanted % kBanks) {
-      t.row_pitch += i;
-      break;
+  const auto gap = [&](int row_pitch) {
+    const bool reads_apart = width >= 32 || row_pitch * rows_apart * kItem % kBanks ==
+                                                width * std::max(kItem, 4) % kBanks;
+    return (reads_apart ? 0 : kBanks) + (row_pitch * kItem + kBanks - written % kBanks) % kBanks;
+  };
+  t.row_pitch = least;
+  for (int row_pitch = least + 1; row_pitch < least + kBanks / kItem; ++row_pitch) {
+    if (gap(row_pitch) < gap(t.row_pitch)) {
+      t.row_pitch = row_pitch;
     }
   }
   const int all_rows = t.planes * static_cast<int>(t.rows.value);
