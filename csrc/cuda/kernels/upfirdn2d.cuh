@@ -381,7 +381,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 2)
   using Item = typename Shape::Item;
   constexpr Fir fir = Shape::fir;
   constexpr int kTaps = Shape::kPhaseTaps;
-  extern __shared__ alignas(16) unsigned short memory[];
+  extern __shared__ __align__(16) unsigned short memory[];
   __shared__ A taps[fir.taps * fir.taps];
 
   const Tile<Shape> tile(p);
@@ -449,7 +449,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 2)
   constexpr int kTaps = Shape::kPhaseTaps, kColumns = Shape::kColumns;
   constexpr int kChunks = kColumns / Shape::kChunk;
   static_assert(Shape::kChannels == 1);
-  extern __shared__ alignas(16) unsigned short memory[];
+  extern __shared__ __align__(16) unsigned short memory[];
   __shared__ A taps[fir.taps];
 
   const Tile<Shape> tile(p);
