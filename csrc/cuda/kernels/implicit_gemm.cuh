@@ -340,7 +340,7 @@ __device__ __forceinline__ void store_tile(const ConvView<T>& p, const Place& at
   if (p.factor == nullptr) {
     return;
   }
-  __syncthreads();
+  // over sums that this thread alone has read
   store_shared(reinterpret_cast<float4*>(sums + staged<tile_n>(first, column)),
                float4{product[0], product[1], product[2], product[3]});
   store_shared(reinterpret_cast<float4*>(sums + staged<tile_n>(first, column + 4)),
