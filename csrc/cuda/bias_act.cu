@@ -36,8 +36,8 @@ __global__ void __launch_bounds__(kSweepThreads)
   }
   A row_sum = A(0);
   A column_sum[length] = {};
-  for (int visit = 0; visit < path.within; ++visit) {
-    const int64_t at = path.first + visit * path.stride;
+  int64_t at = path.first;
+  for (int visit = 0; visit < path.within; ++visit, at += path.stride) {
     const Vector<T, length> in = load_vector_once<length>(x + at);
     Vector<T, length> grad = {};
     Vector<T, length> move = {};

@@ -28,12 +28,13 @@ __global__ void __launch_bounds__(kSweepThreads)
   if (along && path.within > 0) {
     row[0] = affine.row(path.row);
   }
-  for (int visit = 0; visit < path.within; visit += ahead) {
+  int64_t at = path.first;
+  for (int visit = 0; visit < path.within; visit += ahead, at += ahead * path.stride) {
     Vector<T, length> in[ahead];
 #pragma unroll
     for (int k = 0; k < ahead; ++k) {
       if (visit + k < path.within) {
-        in[k] = load_vector_once<length>(x + path.first + (visit + k) * path.stride);
+        in[k] = load_vector_once<length>(x + at + k * path.stride);
         row[k] = along ? row[0] : affine.row(path.row + (visit + k) * path.row_step);
       }
     }
@@ -46,7 +47,7 @@ __global__ void __launch_bounds__(kSweepThreads)
           const A u = affine(widen(in[k].element[j]), j, row[k]);
           out.element[j] = narrow<T>(activated<family>(epilogue.pointwise, u));
         }
-        store_vector(y + path.first + (visit + k) * path.stride, out);
+        store_vector(y + at + k * path.stride, out);
       }
     }
   }
@@ -61,7 +62,7 @@ struct Gradients {
 };
 
 template <class T, int length, Family family, Walk walk>
-__global__ void __launch_bounds__(kSweepThreads)
+__global__ void __launch_bounds__(kSweepThreads, walk == Walk::across_pixels ? 2 : 3)
     demod_act_backward_kernel(const T* __restrict__ dy, const T* __restrict__ x, T* __restrict__ dx,
                               EpilogueView<Sum<T>> epilogue, Gradients<Sum<T>> gradients,
                               Sweep sweep) {
@@ -81,14 +82,15 @@ __global__ void __launch_bounds__(kSweepThreads)
   A sum_g = A(0), sum_gx = A(0);  // of a row
   A column_sum_g[length] = {};
   A column_sum_gx[length] = {};
-  for (int visit = 0; visit < path.visits; visit += ahead) {
+  int64_t at = path.first;
+  for (int visit = 0; visit < path.visits; visit += ahead, at += ahead * path.stride) {
     Vector<T, length> in[ahead];
     Vector<T, length> grad[ahead];
 #pragma unroll
     for (int k = 0; k < ahead; ++k) {
       if (visit + k < path.within) {
-        in[k] = load_vector_once<length>(x + path.first + (visit + k) * path.stride);
-        grad[k] = load_vector_once<length>(dy + path.first + (visit + k) * path.stride);
+        in[k] = load_vector_once<length>(x + at + k * path.stride);
+        grad[k] = load_vector_once<length>(dy + at + k * path.stride);
         row[k] = along ? row[0] : affine.row(path.row + (visit + k) * path.row_step);
       }
     }
@@ -108,7 +110,7 @@ __global__ void __launch_bounds__(kSweepThreads)
           column_sum_g[j] += g;
           column_sum_gx[j] += g * value;
         }
-        store_vector(dx + path.first + (visit + k) * path.stride, out);
+        store_vector(dx + at + k * path.stride, out);
       }
       if constexpr (!along) {
         const int64_t here = path.row + (visit + k) * path.row_step;

@@ -8,7 +8,7 @@
 
 namespace gpseg::cuda {
 
-constexpr int kSumThreads = 512;
+constexpr int kSumThreads = 1024;
 
 // to[i] = sum over rows r of from[r][i]
 template <class A>
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kSumThreads) sum_rows_kernel(RowSums<A> sums) 
 
   double total = 0;
   if (column < s.columns) {
-#pragma unroll 8
+#pragma unroll 16
     for (int64_t row = thread / wide; row < s.rows; row += s.lanes) {
       total += static_cast<double>(__ldg(s.from + row * s.columns + column));
     }
