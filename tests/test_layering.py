@@ -105,6 +105,7 @@ def test_imports_point_one_way() -> None:
         ("gpseg.data.folder", "from gpseg.models.encoder import Encoder"),
         ("gpseg.models.encoder", "from gpseg.training.losses import x"),
         ("gpseg.training.losses", "from gpseg.train import main"),
+        ("gpseg.nn.layers", "from gpseg.selftest import textbook"),
         (
             "gpseg.nn.layers",
             "import importlib\nimportlib.import_module('gpseg._C')\nimport gpseg.evaluation",

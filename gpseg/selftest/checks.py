@@ -160,7 +160,8 @@ class _Step:
 
     def __call__(self) -> list[Tensor]:
         y = self._function(**self._leaves, **self._arguments)
-        return [y, *torch.autograd.grad(y, [*self._leaves.values()], self._dy)]
+        # detached, so that no node of this graph, tied to its stream, is there when another stream's is built
+        return [y.detach(), *torch.autograd.grad(y, [*self._leaves.values()], self._dy)]
 
 
 def _repeated(case: Case) -> Finding:

@@ -179,9 +179,9 @@ def on_cpu(clock: Callable[[], float] = time.perf_counter) -> Timer:
 def on_gpu(device: torch.device, repeats: int = 10) -> Timer:
     """Median time of a call on the device itself, its caches emptied before each one, as a network's other layers
     would. Calls are queued without waiting, so that the host runs ahead where it is the faster of the two."""
-    flush = torch.empty(_FLUSH, dtype=torch.int8, device=device)
 
     def timer(call: Call) -> float:
+        flush = torch.empty(_FLUSH, dtype=torch.int8, device=device)
         events = [
             (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
             for _ in range(repeats)

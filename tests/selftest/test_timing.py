@@ -1,0 +1,72 @@
+"""The arithmetic of the benchmarks, and that what is timed is what was asked for; speed itself is not tested."""
+
+import pytest
+import torch
+
+from gpseg import backends, ops
+from gpseg.selftest import timing
+from gpseg.selftest.problems import by_name
+from gpseg.selftest.timing import Contestant, contestants, inputs, interleaved, on_cpu, prepare
+
+
+def test_a_slowdown_of_the_machine_does_not_change_the_ratio() -> None:
+    now, speed = 0.0, 1.0
+
+    def work(duration: float) -> None:
+        nonlocal now, speed
+        now += duration * speed
+        speed *= 1.01
+
+    calls = {"textbook": lambda: work(8.0), "fast": lambda: work(2.0)}
+    timings = interleaved(calls, 0, on_cpu(lambda: now), least_rounds=50)
+    assert timings["textbook"].ratio == 1
+    assert timings["fast"].ratio == pytest.approx(4 / 1.01)
+    assert timings["fast"].low == pytest.approx(timings["fast"].high)
+    assert timings["fast"].median > 2.5
+    assert len(timings["fast"].times) == 50
+
+
+def test_short_calls_are_timed_several_in_a_row() -> None:
+    now, calls = 0.0, 0
+
+    def call() -> None:
+        nonlocal now, calls
+        now, calls = now + timing.BLOCK / 8, calls + 1
+
+    assert on_cpu(lambda: now)(call) == pytest.approx(timing.BLOCK / 8)
+    assert calls in (8, 9)  # 8, but for rounding
+
+
+def test_backends_that_only_serve_when_forced_do_not_compete(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backends, "_off", lambda name: "no GPU" if name == "cuda" else None)
+    assert timing.serving_backends() == ["cpp", "eager"]
+    assert [c.name for c in contestants()] == ["textbook", "cpp", "eager"]
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward", "forward+backward"])
+def test_every_direction_gives_its_results(direction: timing.Direction) -> None:
+    problem = by_name("layer")
+    tensors = inputs(problem, torch.float32, channels_last=True)
+    assert tensors["x"].is_contiguous(memory_format=torch.channels_last)
+    results = [prepare(problem, c, direction, tensors)() for c in contestants()]
+    for result in results:
+        if direction == "forward":
+            assert isinstance(result, torch.Tensor)
+            assert not result.requires_grad
+        else:
+            assert isinstance(result, tuple)
+            assert [g.shape for g in result] == [t.shape for t in tensors.values()]
+
+
+def test_a_contestant_runs_on_its_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    eager = type(backends.get("eager"))
+    monkeypatch.setattr(eager, "upfirdn2d", lambda self, x, *_: torch.full_like(x, 7.0))
+    problem = by_name("filter2d")
+    call = prepare(
+        problem, Contestant("e", ops, "eager"), "forward", problem.tensors(torch.float32)
+    )
+    result = call()
+    assert isinstance(result, torch.Tensor)
+    assert (result == 7).all()
