@@ -86,6 +86,9 @@ struct FirShape {
   static constexpr Fir fir = fir_;
   static constexpr Access access = access_;
   static constexpr int kThreads = 256;
+  // blocks that a multiprocessor must have registers for, as many as leave none to be spilled
+  static constexpr int kBlocks =
+      fir.separable || (access == Access::channels && sizeof(T) != 4) ? 2 : 3;
   // elements of a vector in global memory
   static constexpr int kVector = access == Access::elements ? 1 : kVectorLength<T>;
   // channels of a thread
@@ -374,7 +377,7 @@ __device__ __forceinline__ void read_taps_of_axis(const FirProblem<T>& p, Sum<T>
 
 // All taps of both axes at once: 4 x 4 of them cost less than a second pass through shared memory.
 template <class Shape, Finish finish>
-__global__ void __launch_bounds__(Shape::kThreads, 2)
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     upfirdn2d_kernel(FirProblem<typename Shape::Element> p,
                      EpilogueView<Sum<typename Shape::Element>> epilogue) {
   using A = Sum<typename Shape::Element>;
@@ -439,7 +442,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 2)
 // Along x first, into shared memory in the accumulation type, then along y. Pixels pass through
 // shared memory a few rows at a time, so that a tall tile, with little to be read twice, fits.
 template <class Shape>
-__global__ void __launch_bounds__(Shape::kThreads, 2)
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     upfirdn2d_separable_kernel(FirProblem<typename Shape::Element> p,
                                EpilogueView<Sum<typename Shape::Element>> epilogue) {
   using A = Sum<typename Shape::Element>;
