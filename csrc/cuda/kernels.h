@@ -59,6 +59,15 @@ void upfirdn2d(const Upfirdn2d& p, const Queue& queue);
 // The kernel that serves a problem: of the filters it is compiled for, and how it reaches memory.
 const char* upfirdn2d_instance(const Upfirdn2d& p);
 
+struct Upfirdn2dPlan {
+  int64_t blocks;
+  int threads;           // of a block
+  int64_t shared_bytes;  // of a block
+};
+
+// How `upfirdn2d` cuts a problem.
+Upfirdn2dPlan upfirdn2d_plan(const Upfirdn2d& p);
+
 void fused_conv(const FusedConv& p, const Queue& queue);
 
 // How `fused_conv` cuts a problem on a GPU of so many multiprocessors.

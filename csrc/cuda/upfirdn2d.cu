@@ -69,6 +69,33 @@ Choice choose(const Upfirdn2d& p) {
 }
 
 template <class T, int index, Access access>
+void plan_instance(const Upfirdn2d& p, Upfirdn2dPlan& to) {
+  constexpr const Instance& instance = kInstances[index];
+  if constexpr (instance.name_of_access[static_cast<int>(access)] != nullptr) {
+    const TilePlan plan = plan_tiles<FirShape<T, instance.fir, access>>(problem_of<T>(p));
+    to = {plan.blocks, plan.threads, plan.shared_bytes};
+  }
+}
+
+template <class T, int index>
+void plan_access(Access access, const Upfirdn2d& p, Upfirdn2dPlan& to) {
+  switch (access) {
+    case Access::columns:
+      return plan_instance<T, index, Access::columns>(p, to);
+    case Access::channels:
+      return plan_instance<T, index, Access::channels>(p, to);
+    case Access::elements:
+      return plan_instance<T, index, Access::elements>(p, to);
+  }
+}
+
+template <class T, int... index>
+void plan(const Choice& choice, const Upfirdn2d& p, Upfirdn2dPlan& to,
+          std::integer_sequence<int, index...>) {
+  ((choice.instance == index ? plan_access<T, index>(choice.access, p, to) : void()), ...);
+}
+
+template <class T, int index, Access access>
 void launch_instance(const Upfirdn2d& p, const Queue& queue) {
   constexpr const Instance& instance = kInstances[index];
   if constexpr (instance.name_of_access[static_cast<int>(access)] != nullptr) {
@@ -96,16 +123,21 @@ void launch_access(Access access, const Upfirdn2d& p, const Queue& queue) {
   }
 }
 
+constexpr int kGenericThreads = 256;
+
+int64_t generic_blocks(const Upfirdn2d& p) {
+  const int64_t count = p.n * p.c * p.y.out * p.x.out;
+  return std::min(ceil_div(count, kGenericThreads), kMostBlocks);
+}
+
 template <Finish finish, class T>
 void launch_generic(const Upfirdn2d& p, const Queue& queue) {
-  constexpr int kThreads = 256;
   const AnyFir fir = {
       p.y.up, p.x.up, p.y.down, p.x.down, p.filter_h == 0 ? p.filter_w : p.filter_h, p.filter_w};
-  const int64_t count = p.n * p.c * p.y.out * p.x.out;
-  const dim3 grid(static_cast<unsigned>(std::min(ceil_div(count, kThreads), kMostBlocks)));
+  const dim3 grid(static_cast<unsigned>(generic_blocks(p)));
   upfirdn2d_generic_kernel<finish, T>
-      <<<grid, kThreads, 0, stream_of(queue)>>>(problem_of<T>(p), fir, epilogue_of<T>(p));
-  check_launch("upfirdn2d_generic_kernel", shape_of(p), grid, kThreads, 0);
+      <<<grid, kGenericThreads, 0, stream_of(queue)>>>(problem_of<T>(p), fir, epilogue_of<T>(p));
+  check_launch("upfirdn2d_generic_kernel", shape_of(p), grid, kGenericThreads, 0);
 }
 
 template <class T, int... index>
@@ -129,6 +161,14 @@ const char* upfirdn2d_instance(const Upfirdn2d& p) {
   return choice.instance == kInstanceCount
              ? "generic"
              : kInstances[choice.instance].name_of_access[static_cast<int>(choice.access)];
+}
+
+Upfirdn2dPlan upfirdn2d_plan(const Upfirdn2d& p) {
+  Upfirdn2dPlan result = {generic_blocks(p), kGenericThreads, 0};
+  for_dtype(p.dtype, [&](auto zero) {
+    plan<decltype(zero)>(choose(p), p, result, std::make_integer_sequence<int, kInstanceCount>());
+  });
+  return result;
 }
 
 void upfirdn2d(const Upfirdn2d& p, const Queue& queue) {
