@@ -263,9 +263,6 @@ void fused_conv_op(const Tensor& x, const Tensor& weight, const OptionalTensor& 
                    const std::string& act, double alpha, double gain, double clamp, const Tensor& y,
                    const OptionalTensor& c, const OptionalTensor& factor,
                    const OptionalTensor& product) {
-  if (y.numel() == 0) {
-    return;
-  }
   const DType dtype = dtype_of(x);
   STD_TORCH_CHECK(dtype == DType::float16 || dtype == DType::bfloat16,
                   "gpseg: fused_conv serves float16 and bfloat16");

@@ -215,7 +215,7 @@ void fused_conv(const FusedConv& p, const Queue& queue) {
     return;
   }
   if (p.out_h * p.out_w == 0) {
-    if (p.factor != nullptr) {
+    if (p.product != nullptr) {  // a factor without elements is null
       add_partial_products(p, nullptr, 0, stream_of(queue));
     }
     return;

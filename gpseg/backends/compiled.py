@@ -18,7 +18,8 @@ from gpseg.backends.layout import (
 from gpseg.backends.resampling import Convolution, Padding, filter_taps, filtered_size
 
 _CHANNEL_MULTIPLE = 8
-"""csrc/cuda/kernels.h: what the tensor-core kernel needs of channels."""
+_ALIGNMENT = 16
+"""csrc/cuda/kernels.h: what the tensor-core kernel needs of channels, and of where tensors start, in bytes."""
 
 
 class CompiledBackend:
@@ -216,6 +217,7 @@ class CompiledBackend:
             self._on_gpu
             and x.dtype in (torch.float16, torch.bfloat16)
             and memory_format_of(x) == torch.channels_last
+            and x.data_ptr() % _ALIGNMENT == 0
             and w.shape[0] % _CHANNEL_MULTIPLE == w.shape[1] % _CHANNEL_MULTIPLE == 0
             and max(w.shape[2:]) <= 3
             and conv.stride <= 2

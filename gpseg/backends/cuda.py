@@ -5,6 +5,7 @@ import importlib.util
 
 import torch
 
+from gpseg.backends.architectures import serves
 from gpseg.backends.compiled import CompiledBackend
 
 
@@ -15,9 +16,14 @@ def _load() -> str | None:
     if not torch.cuda.is_available():
         return "torch sees no CUDA GPU"
     try:
-        importlib.import_module("gpseg._cuda")  # registers torch.ops.gpseg_cuda
+        compiled = importlib.import_module("gpseg._cuda")  # registers torch.ops.gpseg_cuda
     except ImportError as error:
         return f"gpseg._cuda does not load, build it for this torch with {build} ({error})"
+    built = compiled.build_info()["archs"]
+    for i in range(torch.cuda.device_count()):
+        if not serves(built, torch.cuda.get_device_capability(i)):
+            name = torch.cuda.get_device_name(i)
+            return f"built for {', '.join(built)}, which {name} does not run: set TORCH_CUDA_ARCH_LIST and build again"
     return None
 
 

@@ -373,6 +373,15 @@ class TestFusedConv:
                 assert_close(g, wanted, dtype)
 
 
+def test_fused_conv_of_no_pixels(kernels: Kernels) -> None:
+    x = kernels.draw(2, 8, 0, 4, dtype=torch.float16, last=True)
+    w = kernels.draw(8, 8, 3, 3, dtype=torch.float16)
+    conv = Convolution(1, (1, 1))
+    dx, ds = kernels.backend.fused_conv_input_grad(x, w, conv, x, torch.ones(2, 8).to(x.device))
+    assert dx.shape == x.shape
+    assert not ds.any()
+
+
 class TestWhatFuses:
     def test_refusals(self, kernels: Kernels) -> None:
         conv = Convolution(1, (1, 1))
@@ -390,6 +399,8 @@ class TestWhatFuses:
         assert not fuses(x, o=3)
         assert not fuses(x, k=5)
         assert not fuses(x, stride=3)
+        spare = kernels.draw(x.numel() + 1, dtype=x.dtype)
+        assert not fuses(torch.as_strided(spare, x.shape, x.stride(), 1))  # starts at 2 bytes
 
     def test_others_never_fuse(self) -> None:
         x = torch.zeros(2, 16, 8, 8, dtype=torch.float16).contiguous(

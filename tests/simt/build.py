@@ -9,11 +9,9 @@ import argparse
 import fcntl
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from typing import Literal, get_args
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))  # for when this file is run as a program
+import cuda_toolkit  # noqa: E402
 from tests.simt.to_host import ConversionError, convert  # noqa: E402
 
 Variant = Literal["plain", "check", "asan"]
@@ -65,37 +64,6 @@ class Object:
     flags: list[str]
 
 
-def toolkits() -> Iterator[Path]:
-    """Folders that may hold CUDA's headers: CUDA_HOME, nvcc's, then those of PyPI's wheels."""
-    if home := os.environ.get("CUDA_HOME"):
-        yield Path(home)
-    if nvcc := shutil.which("nvcc"):
-        # nvcc may be a script that runs the real one, which alone knows where it is
-        said = subprocess.run([nvcc, "--dryrun", "x.cu"], capture_output=True, text=True).stderr
-        if top := re.search(r"TOP=(\S+)", said):
-            yield Path(top[1]).resolve()
-    for name in ("purelib", "platlib"):
-        yield Path(sysconfig.get_path(name)) / "nvidia" / "cu13"
-
-
-def cuda_include() -> Path:
-    """The folder of cuda_runtime.h.
-
-    Raises:
-        BuildError: there is none with all that it includes.
-    """
-    tried = []
-    for toolkit in toolkits():
-        include = toolkit / "include"
-        needed = ["cuda_runtime.h", "cuda_fp16.h", "cuda_bf16.h", "crt/host_defines.h"]
-        if all((include / header).exists() for header in needed):
-            return include
-        tried.append(str(include))
-    raise BuildError(
-        f"CUDA's headers are not in {', '.join(tried)}: set CUDA_HOME, or pip install nvidia-cuda-crt"
-    )
-
-
 def compiler() -> str:
     """g++.
 
@@ -106,6 +74,21 @@ def compiler() -> str:
     if found is None:
         raise BuildError("the emulator needs g++")
     return found
+
+
+def cuda_headers() -> list[str]:
+    """Flags for CUDA's headers."""
+    return [f"-isystem{directory}" for directory in cuda_toolkit.find().include_dirs]
+
+
+def missing() -> str | None:
+    """What the emulator needs and this machine lacks, in one line; None if nothing."""
+    try:
+        compiler()
+        cuda_toolkit.find()
+    except (BuildError, cuda_toolkit.NoToolkitError) as error:
+        return str(error)
+    return None
 
 
 def asan_environment() -> dict[str, str]:
@@ -196,7 +179,7 @@ def link(objects: Sequence[Object], library: Path, flags: Sequence[str]) -> Path
 
 def runtime_objects(variant: Variant, out: Path) -> list[Object]:
     names = ["runtime", "check"] if variant == "check" else ["runtime"]
-    flags = [*COMMON, *RUNTIME_FLAGS[variant], f"-isystem{cuda_include()}"]
+    flags = [*COMMON, *RUNTIME_FLAGS[variant], *cuda_headers()]
     return [Object(HERE / f"{name}.cpp", out / variant / f"{name}.o", flags) for name in names]
 
 
@@ -212,7 +195,7 @@ def kernel_flags(
         "-include",
         str(HERE / "simt.h"),
         *(f"-I{folder}" for folder in includes),
-        f"-isystem{cuda_include()}",
+        *cuda_headers(),
     ]
 
 
@@ -225,7 +208,8 @@ def build(variant: Variant = "plain", root: Path = ROOT, out: Path | None = None
         out: where to build, `build/simt` of the checkout by default.
 
     Raises:
-        BuildError: headers or compiler missing, or the source doesn't compile.
+        BuildError: no compiler, or the source doesn't compile.
+        NoToolkitError: no CUDA headers.
     """
     import torch
 
@@ -287,7 +271,7 @@ def main() -> None:
             )
         else:
             library = build(arguments.variant, out=arguments.out)
-    except (BuildError, ConversionError) as error:
+    except (BuildError, ConversionError, cuda_toolkit.NoToolkitError) as error:
         raise SystemExit(str(error)) from error
     print(library)
 

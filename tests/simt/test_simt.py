@@ -22,17 +22,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
-def missing() -> str | None:
-    """Why the emulator can't be built here, if it can't."""
-    try:
-        build.compiler()
-        build.cuda_include()
-    except build.BuildError as error:
-        return str(error)
-    return None
-
-
-pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+pytestmark = pytest.mark.skipif(build.missing() is not None, reason=str(build.missing()))
 
 
 class Kernels:
