@@ -4,9 +4,18 @@ import torch
 from torch import Tensor
 
 from gpseg import ops
+from gpseg.backends import refusal
 from gpseg.selftest import comparison
 
-BACKENDS = [name for name, off in ops.backends().items() if off is None]
+ON = [name for name, off in ops.backends().items() if off is None]
+
+BACKENDS = [name for name in ON if refusal(name, torch.device("cpu"), torch.float32) is None]
+"""Those that serve tensors on the CPU."""
+
+
+def device_of(backend: str) -> str:
+    """Where a test of the backend puts its tensors."""
+    return "cpu" if backend in BACKENDS else "cuda"
 
 
 def _permuted(t: Tensor) -> Tensor:

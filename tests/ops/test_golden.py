@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from comparison import BACKENDS
+from comparison import ON, device_of
 from safetensors.torch import load_file
 
 from gpseg import ops
@@ -21,10 +21,11 @@ def tensors_of(index: int) -> dict[str, torch.Tensor]:
     return {k.removeprefix(prefix): t for k, t in TENSORS.items() if k.startswith(prefix)}
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON)
 @pytest.mark.parametrize("index", range(len(CASES)), ids=lambda i: f"{i}-{CASES[i]['op']}")
 def test_golden(index: int, backend: str) -> None:
-    case, t = CASES[index], tensors_of(index)
+    case = CASES[index]
+    t = {name: tensor.to(device_of(backend)) for name, tensor in tensors_of(index).items()}
     kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in case["kwargs"].items()}
     inputs = {
         name: t[name].clone().requires_grad_(f"g_{name}" in t or f"gg_{name}" in t)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from comparison import BACKENDS, LAYOUTS
+from comparison import LAYOUTS, ON, device_of
 
 from gpseg import ops
 from gpseg.backends.layout import memory_format_of
@@ -32,13 +32,13 @@ def test_uninitialised_memory_is_poisoned() -> None:
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON)
 @pytest.mark.parametrize("problem", SMALL, ids=lambda p: p.name)
 def test_agrees_with_textbook(
     problem: Problem, backend: str, dtype: torch.dtype, layout: str, direction: str
 ) -> None:
     order = DIRECTIONS[direction]
-    inputs = problem.tensors(dtype)
+    inputs = {k: t.to(device_of(backend)) for k, t in problem.tensors(dtype).items()}
     with ops.use_backend(backend):
         got = derivatives(problem, ops, inputs, order, LAYOUTS[layout], dtype)
     want = wanted(problem.name, dtype, order)
@@ -54,11 +54,11 @@ def test_agrees_with_textbook(
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON)
 @pytest.mark.parametrize("problem", BATCHED, ids=lambda p: p.name)
 def test_empty_batch(problem: Problem, backend: str, dtype: torch.dtype, direction: str) -> None:
     order = DIRECTIONS[direction]
-    full = problem.tensors(dtype)
+    full = {k: t.to(device_of(backend)) for k, t in problem.tensors(dtype).items()}
     batch = full["x"].shape[0]
     per_sample = [
         k for k, t in full.items() if k in ("x", "styles", "noise") and t.shape[0] == batch
