@@ -1,0 +1,292 @@
+"""The budgets of the CUDA kernels hold, and a kernel that gets worse is found."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import roofline
+from benchmarks.kernels import budgets, counts, resources, tables
+from benchmarks.kernels.counts import Counts, Line
+from benchmarks.kernels.resources import Kernel, Resources, UnavailableError, Usage
+from tests.simt import build
+
+Measured = dict[str, dict[Kernel, Resources]]
+
+SWEEP = "_ZN5gpseg4cuda45_GLOBAL__N__1a2f7b83_12_demod_act_cu_db98c2ec16demod_act_kernelIfLi4EEEvv"
+
+USAGE = f"""
+Resource usage:
+ Common:
+  GLOBAL:0
+ Function {SWEEP}:
+  REG:40 STACK:8 SHARED:1664 LOCAL:0 CONSTANT[2]:12 CONSTANT[0]:696 TEXTURE:0 SURFACE:0 SAMPLER:0
+"""
+
+ELF = f"""
+.nv.info
+	<0x1>
+	Attribute:	EIATTR_REGCOUNT
+	Format:	EIFMT_SVAL
+	Value:	function: {SWEEP}(0x6)	register count: 40
+.nv.info.{SWEEP}
+	<0x9>
+	Attribute:	EIATTR_MAX_THREADS
+	Format:	EIFMT_SVAL
+	Value:	0x80 0x2 0x1
+"""
+
+SASS = f"""
+	.section	.text.{SWEEP},"ax",@progbits
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0180*/              @!P0 LDG.E.EF.128 R4, desc[UR4][R2.64] ;
+        /*0190*/                   LDG.E.CONSTANT R0, desc[UR4][R6.64] ;
+        /*01a0*/               @P0 LDGSTS.E.BYPASS.128 [R5], desc[UR4][R8.64] ;
+        /*01b0*/                   LDGDEPBAR ;
+        /*01c0*/                   LDSM.16.M88.4 R4, [R5] ;
+        /*01d0*/                   HMMA.16816.F32 R4, R8, R12, R4 ;
+        /*01e0*/                   STL [R1], R4 ;
+        /*01f0*/                   STG.E.128.STRONG.GPU desc[UR4][R2.64], R4 ;
+"""
+
+
+class TestParsing:
+    def test_resource_usage(self) -> None:
+        assert resources.usages(USAGE) == {SWEEP: Usage(40, 8, 1664, 0)}
+
+    def test_launch_bounds(self) -> None:
+        assert resources.launch_bounds(ELF) == {SWEEP: 256}
+
+    def test_instructions(self) -> None:
+        counted = resources.instructions(SASS)[SWEEP]
+        assert counted == {
+            "LDC": 1,
+            "LDG.E.EF.128": 1,
+            "LDG.E.CONSTANT": 1,
+            "LDGSTS.E.BYPASS.128": 1,
+            "LDGDEPBAR": 1,
+            "LDSM.16.M88.4": 1,
+            "HMMA.16816.F32": 1,
+            "STL": 1,
+            "STG.E.128.STRONG.GPU": 1,
+        }
+
+    @pytest.mark.parametrize(
+        ("demangled", "kernel"),
+        [
+            (
+                "void gpseg::cuda::(anonymous namespace)::demod_act_kernel<__half, 8, (gpseg::cuda::Family)0,"
+                " (gpseg::cuda::Walk)2>(__half const*, gpseg::cuda::Sweep)",
+                "demod_act float16 straight across_pixels vectors",
+            ),
+            (
+                "void gpseg::cuda::upfirdn2d_kernel<gpseg::cuda::FirShape<double, gpseg::cuda::Fir{2, 1, 4, false},"
+                " (gpseg::cuda::Access)1>, (gpseg::cuda::Finish)2>(gpseg::cuda::FirProblem<gpseg::cuda::FirShape<double,"
+                " gpseg::cuda::Fir{2, 1, 4, false}, (gpseg::cuda::Access)1>::Element>)",
+                "upfirdn2d float64 up4 channels curved",
+            ),
+            (
+                "void gpseg::cuda::fused_conv_kernel<__nv_bfloat16, 128, 64, true>(gpseg::cuda::ConvView<__nv_bfloat16>)",
+                "fused_conv bfloat16 128×64 scaled",
+            ),
+            (
+                "void gpseg::cuda::upfirdn2d_generic_kernel<(gpseg::cuda::Finish)0, float>(gpseg::cuda::AnyFir)",
+                "upfirdn2d_generic float32 plain",
+            ),
+            (
+                "gpseg::cuda::fused_conv_product_kernel(float const*, float*, long, int)",
+                "fused_conv_product",
+            ),
+        ],
+    )
+    def test_names(self, demangled: str, kernel: str) -> None:
+        assert str(resources.kernel_of(demangled)) == kernel
+
+    def test_what_is_no_kernel(self) -> None:
+        with pytest.raises(ValueError, match="is not a kernel"):
+            resources.kernel_of("gpseg::cuda::shape_of(gpseg::Images)")
+
+
+KERNEL = Kernel("demod_act", "float16", "straight vectors")
+GOOD = Resources(
+    registers=42,
+    stack=0,
+    spills=0,
+    shared=0,
+    dynamic=0,
+    threads=256,
+    loads=4,
+    stores=4,
+    copies=0,
+    ldmatrix=0,
+    mma=0,
+    blocks=5,
+    occupancy=0.625,
+)
+COUNTED = Counts("demod_act", "float16", "NCHW", 1.02, Line("a.cu:1", 1.0), None)
+
+
+def table(**changed: Any) -> budgets.Budgets:
+    return {
+        "limits": {"bytes": 1.15, "sectors": 1.1, "wavefronts": 1.1},
+        "resources": {str(KERNEL): {"sm_90": budgets.budget_of(GOOD)}},
+        "spilling": [],
+        "exceptions": [],
+        **changed,
+    }
+
+
+def resource_misses(**worse: int) -> list[str]:
+    return [*budgets.resource_misses(table(), {"sm_90": {KERNEL: replace(GOOD, **worse)}})]
+
+
+class TestComparison:
+    def test_good_is_no_miss(self) -> None:
+        assert resource_misses() == []
+        assert resource_misses(registers=48) == []  # no more of them are handed out than for 42
+        assert [*budgets.count_misses(table(), [COUNTED])] == []
+
+    @pytest.mark.parametrize(
+        ("worse", "told"),
+        [
+            ({"registers": 49}, "49 registers, allowed 48"),
+            ({"spills": 1}, "1 instructions on local memory, allowed 0"),
+            ({"stack": 8}, "8 bytes of local memory, allowed 0"),
+            ({"loads": 3}, "loads 3, at least 4"),
+            ({"stores": 0}, "stores 0, at least 4"),
+            ({"blocks": 4}, "blocks 4, at least 5"),
+        ],
+    )
+    def test_worse_resources(self, worse: dict[str, int], told: str) -> None:
+        assert resource_misses(**worse) == [f"{KERNEL}, sm_90: {told}"]
+
+    def test_no_budget_and_no_kernel(self) -> None:
+        other = Kernel("other")
+        found = [*budgets.resource_misses(table(), {"sm_90": {other: GOOD}})]
+        assert found == [
+            "other, sm_90: has no budget",
+            f"{KERNEL}: has a budget but is not in the module",
+        ]
+
+    @pytest.mark.parametrize(
+        ("worse", "told"),
+        [
+            ({"bytes": 1.16}, "bytes ÷ ideal is 1.16, allowed 1.15"),
+            (
+                {"sectors": Line("a.cu:7", 1.2)},
+                "sectors ÷ ideal is 1.2 at a.cu:7, allowed 1.1",
+            ),
+            (
+                {"wavefronts": Line("a.cu:9", 2.0)},
+                "wavefronts ÷ ideal is 2.0 at a.cu:9, allowed 1.1",
+            ),
+        ],
+    )
+    def test_worse_counts(self, worse: dict[str, Any], told: str) -> None:
+        found = [*budgets.count_misses(table(), [replace(COUNTED, **worse)])]
+        assert found == [f"demod_act float16 NCHW: {told}"]
+
+    def test_exceptions(self) -> None:
+        listed = {"op": COUNTED.name, "what": "bytes", "ratio": 1.3, "why": "because"}
+        excused = table(exceptions=[listed])
+        assert [*budgets.count_misses(excused, [replace(COUNTED, bytes=1.3)])] == []
+        assert [*budgets.count_misses(excused, [replace(COUNTED, bytes=1.31)])] == [
+            f"{COUNTED.name}: bytes ÷ ideal is 1.31, allowed 1.3"
+        ]
+        assert [*budgets.count_misses(excused, [COUNTED])] == [
+            f"{COUNTED.name}: bytes is listed as an exception but is 1.02"
+        ]
+        assert [*budgets.count_misses(excused, [])] == [
+            f"{COUNTED.name}: bytes is listed as an exception but not counted"
+        ]
+
+    def test_written_anew(self, tmp_path: Path) -> None:
+        listed = {"op": COUNTED.name, "what": "bytes", "ratio": 1.3, "why": "because"}
+        before = table(exceptions=[listed])
+        measured = {"sm_90": {KERNEL: replace(GOOD, registers=60)}}
+        after = budgets.updated(before, measured, [replace(COUNTED, bytes=1.4)])
+        budgets.write(after, tmp_path / "budgets.json")
+        assert budgets.read(tmp_path / "budgets.json") == after
+        assert after["limits"] == before["limits"]
+        assert after["exceptions"] == [{**listed, "ratio": 1.4}]
+        assert after["resources"][str(KERNEL)]["sm_90"]["registers"] == 64
+
+
+class TestBuilt:
+    """The module that is installed, for the architectures it was built for."""
+
+    @pytest.fixture(scope="class")
+    def measured(self) -> Measured:
+        try:
+            module = resources.built()
+        except UnavailableError as error:
+            pytest.skip(str(error))
+        nvcc = resources.loaded(module).build_info()["nvcc"]
+        if nvcc != budgets.read()["nvcc"]:
+            pytest.skip(f"budgets are for another nvcc than {nvcc}")
+        return resources.measure(module)
+
+    def test_budgets_hold(self, measured: Measured) -> None:
+        assert measured
+        assert [*budgets.resource_misses(budgets.read(), measured)] == []
+
+    def test_a_planted_worse_kernel_is_found(self, measured: Measured) -> None:
+        planted = budgets.read()
+        architecture, found = next(iter(measured.items()))
+        kernel = next(kernel for kernel in found if kernel.name == "fused_conv")
+        planted["resources"][str(kernel)][architecture]["mma"] += 1
+        [miss] = budgets.resource_misses(planted, measured)
+        assert miss.startswith(f"{kernel}, {architecture}: mma ")
+
+
+class TestCounted:
+    """Under the emulator's check build, which other tests build too."""
+
+    @pytest.fixture(scope="class")
+    def counted(self) -> Iterator[list[Counts]]:
+        if (missing := build.missing()) is not None:
+            pytest.skip(missing)
+        yield counts.measure()
+
+    def test_budgets_hold(self, counted: list[Counts]) -> None:
+        assert [*budgets.count_misses(budgets.read(), counted)] == []
+
+    def test_every_kernel_is_counted(self, counted: list[Counts]) -> None:
+        ops = {count.op.split()[0] for count in counted}
+        assert ops == {
+            "bias_act",
+            "bias_act_backward",
+            "bias_act_double_backward",
+            "demod_act",
+            "demod_act_backward",
+            "upfirdn2d",
+            "fused_conv",
+        }
+
+    def test_document_is_up_to_date(self, counted: list[Counts]) -> None:
+        text = tables.DOCUMENT.read_text()
+        assert tables.part(text, "counts") == tables.counts_table(counted)
+
+
+class TestDocument:
+    @pytest.fixture
+    def text(self) -> str:
+        return tables.DOCUMENT.read_text()
+
+    def test_roofline(self, text: str) -> None:
+        assert tables.part(text, "roofline") == roofline.table()
+
+    def test_exceptions(self, text: str) -> None:
+        assert tables.part(text, "exceptions") == tables.exceptions_table(budgets.read())
+
+    def test_every_exception_has_a_reason(self) -> None:
+        read = budgets.read()
+        assert all(len(entry["why"]) > 20 for entry in read["exceptions"] + read["spilling"])
+
+    def test_budgets_are_written_as_the_program_writes_them(self, tmp_path: Path) -> None:
+        budgets.write(budgets.read(), tmp_path / "budgets.json")
+        assert (tmp_path / "budgets.json").read_text() == budgets.PATH.read_text()
+        json.loads(budgets.PATH.read_text())
