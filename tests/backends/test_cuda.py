@@ -428,6 +428,28 @@ class TestEmulated:
         for first, second in zip(*results, strict=True):
             assert torch.equal(first, second)
 
+    def test_a_launch_that_fails_says_what_it_was(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Kernel, shape and configuration, for each launcher."""
+        kernels = Kernels("simt", backends.get("simt"), "cpu")
+        results = _everything(kernels, torch.float16, last=True)
+        monkeypatch.setenv("SIMT_REFUSE", "1")
+        with pytest.raises(
+            RuntimeError,
+            match=r"gpseg: kernel demod_act_kernel on float16 \[1, 24, 720\] channels_last did not launch with"
+            r" \d+ blocks of \d+ threads and \d+ bytes of shared memory: invalid configuration argument",
+        ):
+            next(results)
+        x = kernels.draw(1, 8, 4, 4, dtype=torch.float16, last=True)
+        w, conv = kernels.draw(8, 8, 1, 1, dtype=torch.float16), Convolution()
+        with pytest.raises(RuntimeError, match=r"kernel fused_conv_kernel on float16 \[1, 8, 16\]"):
+            kernels.backend.fused_conv_input_grad(x, w, conv, x, torch.ones(1, 8))
+        with pytest.raises(RuntimeError, match=r"kernel upfirdn2d\w* on float16 \[1, 8, 16\]"):
+            kernels.backend.upfirdn2d(x, None, (1, 1), (1, 1), (0, 0, 0, 0), False, 1.0)
+        with pytest.raises(
+            RuntimeError, match=r"kernel bias_act_double_backward_kernel on float16"
+        ):
+            kernels.backend.bias_act_double_backward(x, None, x, x, None, 1, "lrelu", 0.2, 1.0, -1)
+
     @LAYOUTS
     def test_more_than_two_to_the_31_elements(
         self, channels_last: bool, monkeypatch: pytest.MonkeyPatch

@@ -16,6 +16,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -801,8 +802,15 @@ void cp_async_wait(int pending) {
   }
 }
 
+// What a launch that is refused leaves for cudaGetLastError.
+thread_local cudaError_t last_error = cudaSuccess;
+
 void launch(const Configuration& configuration, const void* kernel, void (*thread)(void*),
             void* context) {
+  if (std::getenv("SIMT_REFUSE") != nullptr) {
+    last_error = cudaErrorInvalidConfiguration;
+    return;
+  }
   const std::lock_guard lock(one_launch_at_a_time);
   const dim3 grid = configuration.grid;
   const dim3 block = configuration.block;
@@ -841,11 +849,13 @@ void __threadfence() {
 
 // --- the host API, as an H100 would answer
 
-cudaError_t cudaGetLastError() { return cudaSuccess; }
-cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
+cudaError_t cudaGetLastError() { return std::exchange(simt::last_error, cudaSuccess); }
+cudaError_t cudaPeekAtLastError() { return simt::last_error; }
 
 const char* cudaGetErrorString(cudaError_t error) {
-  return error == cudaSuccess ? "no error" : "invalid argument";
+  return error == cudaSuccess                     ? "no error"
+         : error == cudaErrorInvalidConfiguration ? "invalid configuration argument"
+                                                  : "invalid argument";
 }
 
 cudaError_t cudaGetDevice(int* device) {
