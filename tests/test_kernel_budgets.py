@@ -1,7 +1,6 @@
 """The budgets of the CUDA kernels hold, and a kernel that gets worse is found."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -215,19 +214,27 @@ class TestComparison:
         assert after["resources"][str(KERNEL)]["sm_90"]["registers"] == 64
 
 
+@pytest.fixture(scope="module")
+def measured() -> Measured:
+    try:
+        module = resources.built()
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    nvcc = resources.loaded(module).build_info()["nvcc"]
+    if nvcc != budgets.read()["nvcc"]:
+        pytest.skip(f"budgets are for another nvcc than {nvcc}")
+    return resources.measure(module)
+
+
+@pytest.fixture(scope="module")
+def counted() -> list[Counts]:
+    if (missing := build.missing()) is not None:
+        pytest.skip(missing)
+    return counts.measure()
+
+
 class TestBuilt:
     """The module that is installed, for the architectures it was built for."""
-
-    @pytest.fixture(scope="class")
-    def measured(self) -> Measured:
-        try:
-            module = resources.built()
-        except UnavailableError as error:
-            pytest.skip(str(error))
-        nvcc = resources.loaded(module).build_info()["nvcc"]
-        if nvcc != budgets.read()["nvcc"]:
-            pytest.skip(f"budgets are for another nvcc than {nvcc}")
-        return resources.measure(module)
 
     def test_budgets_hold(self, measured: Measured) -> None:
         assert measured
@@ -244,12 +251,6 @@ class TestBuilt:
 
 class TestCounted:
     """Under the emulator's check build, which other tests build too."""
-
-    @pytest.fixture(scope="class")
-    def counted(self) -> Iterator[list[Counts]]:
-        if (missing := build.missing()) is not None:
-            pytest.skip(missing)
-        yield counts.measure()
 
     def test_budgets_hold(self, counted: list[Counts]) -> None:
         assert [*budgets.count_misses(budgets.read(), counted)] == []
