@@ -6,10 +6,6 @@ TORCH ?= torch==2.14.1
 SOURCES := setup.py cuda_toolkit.py pyproject.toml gpseg/__init__.py $(shell find csrc -type f)
 CXX_FILES := $$(find csrc tests/simt -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
-# One architecture compiles in a third of the time, and its PTX runs on all later GPUs; pip builds all of
-# cuda_toolkit.DEFAULT.
-export TORCH_CUDA_ARCH_LIST ?= 8.0+PTX
-
 .PHONY: demo test simt bench lint format clean
 
 demo: $(VENV)/.built
