@@ -104,7 +104,8 @@ def forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The layer's output y, and c (the convolution before demodulation) if `keep` and a gradient needs it."""
-    plan, conv = layer.plan(weight, f), layer.plan(weight, f).convolution
+    plan = layer.plan(weight, f)
+    conv = plan.convolution
     s = styles.to(accumulate_dtype(x.dtype))
     d = demodulation(squared_norms(weight), s) if layer.demodulate else None
     epilogue = layer.epilogue(d, noise, bias)
@@ -206,7 +207,8 @@ def backward(
     needs_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients (dx, dweight, dstyles, dbias, dnoise); those of x and styles come together, if `needs_input`."""
-    plan, conv = layer.plan(weight, f), layer.plan(weight, f).convolution
+    plan = layer.plan(weight, f)
+    conv = plan.convolution
     s = styles.to(accumulate_dtype(x.dtype))
     w2 = squared_norms(weight) if layer.demodulate else None
     d = demodulation(w2, s) if w2 is not None else None

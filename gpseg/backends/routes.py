@@ -6,6 +6,7 @@ by GPU, across processes.
 """
 
 import contextlib
+import functools
 import json
 import os
 import statistics
@@ -150,7 +151,11 @@ def _route(
             return fastest
     if device.type != "cuda":
         return FUSED  # the emulator, which is there to run the kernels
-    gpu = gpu_of(torch.cuda.get_device_capability(device))
+    return _modelled(problem, gpu_of(torch.cuda.get_device_capability(device)))
+
+
+@functools.lru_cache(maxsize=4096)  # every call of an op asks
+def _modelled(problem: Problem, gpu: Gpu) -> str:
     return min((FUSED, COMPOSED), key=lambda route: modelled_time(problem, gpu, route))
 
 

@@ -460,14 +460,21 @@ class TestEmulated:
         assert n * c * h * w > 2**31
         layout = torch.channels_last if channels_last else torch.contiguous_format
         x = torch.empty(n, c, h, w, dtype=torch.float16, memory_format=layout)
-        tail = x[-1, :, -3:, :].copy_(torch.randn(c, 3, w))
+        tail = x[-1, :, -4:, :].copy_(torch.randn(c, 4, w))
         monkeypatch.setenv("SIMT_BLOCKS", "-400:400")
         y = backend.bias_act(x, None, 1, "lrelu", 0.5, 2.0, -1.0)
         want = torch.where(tail > 0, tail * 2, tail)
         assert torch.equal(y[-1, -1, -1, -500:], want[-1, -1, -500:])
-        f = torch.tensor([[0.0, 0.0], [0.0, 1.0]])  # shifts by one pixel
-        z = backend.upfirdn2d(x, f, (1, 1), (1, 1), (1, 0, 1, 0), False, 1.0)
-        assert torch.equal(z[-1, -1, -1, -300:], tail[-1, -2, -301:-1])
+        for taps in 2, 4:  # the generic kernel, and one with vectors
+            f = torch.zeros(taps, taps)
+            f[-1, -1] = 1.0  # shifts by taps - 1 pixels
+            padding = (taps - 1, 0, taps - 1, 0)
+            z = backend.upfirdn2d(x, f, (1, 1), (1, 1), padding, False, 1.0)
+            assert torch.equal(z[-1, -1, -1, -100:], tail[-1, -taps, -99 - taps : 1 - taps])
+        if channels_last:
+            w = torch.eye(c, dtype=torch.float16)[:, :, None, None]
+            y, _ = backend.fused_conv(x, w, Convolution(), x.shape, None, Epilogue(), False)
+            assert torch.equal(y[-1, :, -1, -500:], tail[:, -1, -500:])
 
 
 def _everything(kernels: Kernels, dtype: torch.dtype, last: bool) -> Iterator[Tensor]:
