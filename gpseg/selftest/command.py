@@ -36,7 +36,7 @@ class SelftestConfig:
     problems: tuple[str, ...] = ()
     """Problems to test and time, by the names that the results give them. Default: all."""
     benchmark: bool = True
-    """Measure speed too, where there is a GPU."""
+    """Whether to measure speed too, where there is a GPU."""
     quick: bool = False
     """Measure fewer types and sizes; everything is checked nonetheless."""
     seconds: float = 1.0
