@@ -4,8 +4,8 @@
 // A block of four warps makes one tile of the product. The sum goes in chunks of 32 channels of one
 // tap, copied to shared memory three chunks ahead. Rows gather their own pixels, so no unfolded
 // image is made, and what lies outside the image arrives as zeros. Taps run inside channels: the
-// nine reads of a pixel's chunk then follow each other and all but the first come from the L2
-// cache.
+// nine reads of a pixel's chunk then follow each other, and all but the first are left to the L1
+// cache, beside which the L2 cache would have to give more than it can.
 #pragma once
 
 #include <cstdint>
@@ -147,7 +147,8 @@ class Loader {
     const int64_t x = p.tap[tap_].x + chunk_;
 #pragma unroll
     for (int j = 0; j < kRows; ++j) {
-      cp_async16(to.x + to_ + j * kCopyRows * kChunk, x_[j] + x, (inside_[j] & tap) != 0);
+      cp_async16_through_l1(to.x + to_ + j * kCopyRows * kChunk, x_[j] + x,
+                            (inside_[j] & tap) != 0);
     }
     const T* weight = weight_ + p.tap[tap_].weight + chunk_;
 #pragma unroll

@@ -17,6 +17,9 @@ using simt::ldmatrix_x4;
 using simt::ldmatrix_x4_trans;
 using simt::mma_m16n8k16;
 
+// What the caches do is not emulated. A macro, so that a fault is the calling line's.
+#define cp_async16_through_l1 ::simt::cp_async16
+
 template <int pending>
 inline void cp_async_wait() {
   simt::cp_async_wait(pending);
@@ -52,6 +55,13 @@ __device__ __forceinline__ void store_shared(W* to, W value) {
 // Copies 16 bytes to shared memory behind the thread's back, or zeroes them if not valid.
 __device__ __forceinline__ void cp_async16(void* to, const void* from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(valid ? 16 : 0)
+               : "memory");
+}
+
+// The same for what this multiprocessor will soon copy again: it stays in its L1 cache.
+__device__ __forceinline__ void cp_async16_through_l1(void* to, const void* from, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                "r"(valid ? 16 : 0)
                : "memory");
 }
