@@ -50,6 +50,14 @@ class Kernels:
         return made.contiguous(memory_format=torch.channels_last) if last else made
 
 
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """Uninitialised memory is NaN, so that an output a kernel did not write shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(params=ON)
 def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
     yield Kernels(
@@ -455,6 +463,7 @@ class TestEmulated:
         self, channels_last: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The last blocks alone: the rest of the memory is never touched."""
+        monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
         backend = backends.get("simt")
         n, c, h, w = 33, 64, 1024, 1024
         assert n * c * h * w > 2**31
