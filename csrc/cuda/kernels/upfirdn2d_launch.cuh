@@ -68,10 +68,20 @@ void plan_memory(const FirProblem<typename Shape::Element>& p, TilePlan& plan) {
   const int written = (vectors * kLoadColumns / kPixelColumns * kItem) << t.log_lanes;
   const int least = (kPixelColumns * t.pitch) << t.log_lanes;
   const int rows_apart = fir.separable ? 1 : Shape::kRows * fir.down / fir.up;
+  const auto reads_apart = [&](int row_pitch) {
+    constexpr int kAtOnce = std::min(32, kBanks / kItem);  // lanes
+    const int read = width * kItem + (kItem < 4 ? 4 : 0);  // which may begin inside a bank
+    for (int row = 1; row < kAtOnce / width; ++row) {
+      const int apart = row * row_pitch * rows_apart * kItem % kBanks;
+      if (std::min(apart, kBanks - apart) < read) {
+        return false;
+      }
+    }
+    return true;
+  };
   const auto gap = [&](int row_pitch) {
-    const bool reads_apart = width >= 32 || row_pitch * rows_apart * kItem % kBanks ==
-                                                width * std::max(kItem, 4) % kBanks;
-    return (reads_apart ? 0 : kBanks) + (row_pitch * kItem + kBanks - written % kBanks) % kBanks;
+    return (reads_apart(row_pitch) ? 0 : kBanks) +
+           (row_pitch * kItem + kBanks - written % kBanks) % kBanks;
   };
   t.row_pitch = least;
   for (int row_pitch = least + 1; row_pitch < least + kBanks / kItem; ++row_pitch) {
@@ -99,10 +109,11 @@ TilePlan plan_tiles(const FirProblem<typename Shape::Element>& p) {
   TilePlan plan = {};
   Tiling& t = plan.tiling;
   t.log_lanes = std::min(log_items, Shape::access == Access::channels ? 2 : 3);
-  const int log_widest =
-      Shape::access == Access::channels || t.log_lanes > 0        ? log2_up(32 / Shape::kColumns)
-      : Shape::fir.separable || Shape::access == Access::elements ? log2_up(64 / Shape::kColumns)
-                                                                  : 5;
+  const int log_widest = Shape::access == Access::channels || t.log_lanes > 0
+                             ? log2_up(32 / Shape::kColumns)
+                         : Shape::access == Access::elements ? log2_up(64 / Shape::kColumns)
+                         : Shape::fir.separable ? std::min(5, log2_up(128 / Shape::kColumns))
+                                                : 5;
   t.log_x = std::min(log_widest, log2_up(ceil_div(p.out_w, Shape::kColumns)));
   t.log_y = std::min(kLogThreads - t.log_lanes - t.log_x, log2_up(ceil_div(p.out_h, Shape::kRows)));
   t.planes = 1;
