@@ -5,7 +5,7 @@
 // tap, copied to shared memory three chunks ahead. Rows gather their own pixels, so no unfolded
 // image is made, and what lies outside the image arrives as zeros. Taps run inside channels: the
 // nine reads of a pixel's chunk then follow each other, and all but the first are left to the L1
-// cache, beside which the L2 cache would have to give more than it can.
+// cache: all nine would ask the L2 cache for several TB/s.
 #pragma once
 
 #include <cstdint>
