@@ -17,7 +17,7 @@
 
 namespace gpseg {
 
-#if !defined(GPSEG_CUDA) && !defined(GPSEG_SIMT)
+#if !defined(GPSEG_CUDA_KERNELS)
 void parallel_ranges(int64_t count, int64_t grain, RangeBody body, void* context) {
   torch::stable::parallel_for(0, count, grain,
                               [&](int64_t begin, int64_t end) { body(begin, end, context); });
@@ -93,7 +93,7 @@ void* result(const char* name, const OptionalTensor& t, DType dtype, int64_t siz
 DType accumulate(DType dtype) { return dtype == DType::float64 ? DType::float64 : DType::float32; }
 
 DType filter_dtype(DType dtype) {
-#if defined(GPSEG_CUDA) || defined(GPSEG_SIMT)
+#if defined(GPSEG_CUDA_KERNELS)
   return accumulate(dtype);
 #else
   (void)dtype;
@@ -255,7 +255,7 @@ void upfirdn2d_demod_act_op(const Tensor& x, const OptionalTensor& f,
   run(&target::upfirdn2d, p, x);
 }
 
-#if defined(GPSEG_CUDA) || defined(GPSEG_SIMT)
+#if defined(GPSEG_CUDA_KERNELS)
 
 void fused_conv_op(const Tensor& x, const Tensor& weight, const OptionalTensor& style,
                    int64_t stride, const std::vector<int64_t>& padding, bool transposed,
@@ -326,7 +326,7 @@ GPSEG_DEFINE(GPSEG_LIBRARY, m) {
   m.def("upfirdn2d_demod_act(Tensor x, " GPSEG_FIR
         ", float fir_gain, Tensor? d, Tensor? noise, Tensor? bias, " GPSEG_ACTIVATION
         ", Tensor(a!) y, Tensor(b!)? c) -> ()");
-#if defined(GPSEG_CUDA) || defined(GPSEG_SIMT)
+#if defined(GPSEG_CUDA_KERNELS)
   m.def(
       "fused_conv(Tensor x, Tensor weight, Tensor? style, int stride, int[] padding, bool "
       "transposed, Tensor? d, Tensor? noise, Tensor? bias, " GPSEG_ACTIVATION
@@ -342,7 +342,7 @@ GPSEG_IMPLEMENT(GPSEG_LIBRARY, GPSEG_DISPATCH_KEY, m) {
   m.impl("demod_act_backward", TORCH_BOX(&gpseg::demod_act_backward_op));
   m.impl("upfirdn2d", TORCH_BOX(&gpseg::upfirdn2d_op));
   m.impl("upfirdn2d_demod_act", TORCH_BOX(&gpseg::upfirdn2d_demod_act_op));
-#if defined(GPSEG_CUDA) || defined(GPSEG_SIMT)
+#if defined(GPSEG_CUDA_KERNELS)
   m.impl("fused_conv", TORCH_BOX(&gpseg::fused_conv_op));
 #endif
 }

@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #if defined(GPSEG_CUDA) || defined(GPSEG_SIMT)
+#define GPSEG_CUDA_KERNELS
 #include "cuda/kernels.h"
 #else
 #include "common/kernels.h"
@@ -36,12 +37,11 @@
 #endif
 
 #if defined(GPSEG_SIMT)
-// The emulator's fault finder; not linked into every build of it.
+// The emulator's fault finder, as in tests/simt/check.h; does nothing in builds without one.
 extern "C" {
-__attribute__((weak)) void simt_track(const void* p, size_t bytes, int element_bytes,
-                                      int initialised, const char* name);
-__attribute__((weak)) void simt_untrack_all();
-__attribute__((weak)) const char* simt_take_faults();
+void simt_track(const void* p, size_t bytes, int element_bytes, int initialised, const char* name);
+void simt_untrack_all();
+const char* simt_take_faults();
 }
 #endif
 
@@ -54,15 +54,13 @@ using torch::stable::Tensor;
 inline void announce(const void* p, int64_t bytes, int element_bytes, bool initialised,
                      const char* name) {
 #if defined(GPSEG_SIMT)
-  if (simt_track != nullptr) {
-    simt_track(p, bytes, element_bytes, initialised, name);
-  }
+  simt_track(p, bytes, element_bytes, initialised, name);
 #else
   (void)p, (void)bytes, (void)element_bytes, (void)initialised, (void)name;
 #endif
 }
 
-#if defined(GPSEG_CUDA) || defined(GPSEG_SIMT)
+#if defined(GPSEG_CUDA_KERNELS)
 
 namespace target = cuda;
 
@@ -112,10 +110,8 @@ void run(void (*kernel)(const P&, const cuda::Queue&), const std::type_identity_
   } catch (const std::exception& error) {
     faults = error.what();
   }
-  if (simt_take_faults != nullptr) {
-    faults += simt_take_faults();
-    simt_untrack_all();
-  }
+  faults += simt_take_faults();
+  simt_untrack_all();
   STD_TORCH_CHECK(faults.empty(), faults);
 }
 

@@ -9,6 +9,9 @@ namespace gpseg {
 
 enum class DType { float16, bfloat16, float32, float64 };
 
+// In the order of DType.
+constexpr const char* kDTypeNames[] = {"float16", "bfloat16", "float32", "float64"};
+
 struct Half {
   uint16_t bits;
 };

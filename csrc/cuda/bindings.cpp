@@ -10,7 +10,6 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
-#include <string_view>
 #include <utility>
 
 #include "cuda/kernels.h"
@@ -76,14 +75,14 @@ std::pair<int, double> occupancy(std::pair<int, int> capability, int registers, 
 // both axes.
 py::dict upfirdn2d_plan(const std::string& dtype, bool channels_last, int64_t n, int64_t c,
                         int64_t size, int64_t up, int64_t down, int64_t taps, bool separable) {
-  constexpr std::string_view names[] = {"float16", "bfloat16", "float32", "float64"};
-  const auto* const name = std::find(std::begin(names), std::end(names), dtype);
-  if (name == std::end(names)) {
+  const auto* const name =
+      std::find(std::begin(gpseg::kDTypeNames), std::end(gpseg::kDTypeNames), dtype);
+  if (name == std::end(gpseg::kDTypeNames)) {
     throw std::invalid_argument("no kernel for " + dtype);
   }
   const double filter = 0;  // that there is one is all that a plan asks
   gpseg::Upfirdn2d p{};
-  p.dtype = static_cast<gpseg::DType>(name - std::begin(names));
+  p.dtype = static_cast<gpseg::DType>(name - std::begin(gpseg::kDTypeNames));
   p.n = n;
   p.c = c;
   p.channels_last = channels_last;

@@ -36,14 +36,9 @@ inline void check_launch(const char* kernel, const std::string& shape, dim3 grid
                            " bytes of shared memory: " + cudaGetErrorString(error));
 }
 
-inline const char* name_of(DType dtype) {
-  constexpr const char* names[] = {"float16", "bfloat16", "float32", "float64"};
-  return names[static_cast<int>(dtype)];
-}
-
 inline std::string shape_of(DType dtype, const Images& images) {
-  return std::string(name_of(dtype)) + " [" + std::to_string(images.n) + ", " +
-         std::to_string(images.c) + ", " + std::to_string(images.hw) + "]" +
+  return std::string(kDTypeNames[static_cast<int>(dtype)]) + " [" + std::to_string(images.n) +
+         ", " + std::to_string(images.c) + ", " + std::to_string(images.hw) + "]" +
          (images.channels_last ? " channels_last" : "");
 }
 

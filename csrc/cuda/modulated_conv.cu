@@ -17,8 +17,6 @@ void require(bool holds, const char* what) {
   }
 }
 
-bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0; }
-
 void check(const FusedConv& p) {
   constexpr int64_t most_pixels = int64_t{1} << 30;
   require(p.dtype == DType::float16 || p.dtype == DType::bfloat16, "float16 or bfloat16");
@@ -29,7 +27,7 @@ void check(const FusedConv& p) {
   require(p.stride == 1 || p.stride == 2, "stride 1 or 2");
   require(p.in_h * p.in_w <= most_pixels && p.out_h * p.out_w <= most_pixels,
           "images up to 2^30 pixels");
-  require(aligned(p.x) && aligned(p.weight) && aligned(p.y) && aligned(p.c) && aligned(p.factor),
+  require(are_aligned({p.x, p.weight, p.y, p.c, p.factor}),
           "tensors that start at a multiple of 16 bytes");
 }
 

@@ -41,8 +41,6 @@ bool serves(const Fir& fir, const Upfirdn2d& p) {
   return p.filter != nullptr && taps && factors(p.x) && factors(p.y);
 }
 
-bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0; }
-
 // Whether all that a kernel moves is in whole, aligned vectors.
 bool in_vectors(const Upfirdn2d& p) {
   const int length = kVectorBytes / (p.dtype == DType::float64   ? 8
@@ -51,8 +49,8 @@ bool in_vectors(const Upfirdn2d& p) {
   const bool sizes =
       p.channels_last ? p.c % length == 0 : p.x.in % length == 0 && p.x.out % length == 0;
   const Epilogue none = {}, &e = p.epilogue == nullptr ? none : *p.epilogue;
-  const bool epilogue = p.channels_last ? aligned(e.scale) && aligned(e.bias) : aligned(e.noise);
-  return sizes && epilogue && aligned(p.input) && aligned(p.output) && aligned(p.filtered);
+  const bool epilogue = p.channels_last ? are_aligned({e.scale, e.bias}) : are_aligned({e.noise});
+  return sizes && epilogue && are_aligned({p.input, p.output, p.filtered});
 }
 
 Choice choose(const Upfirdn2d& p) {

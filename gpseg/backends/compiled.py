@@ -1,6 +1,5 @@
 """The kernels that csrc/ops.cpp binds, as a backend: tensors made dense, results allocated."""
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -47,13 +46,9 @@ class CompiledBackend:
         self._load = load
         self._on_gpu = on_gpu
 
-    @functools.cached_property
-    def _off(self) -> str | None:
-        return self._load()
-
     def available(self) -> str | None:
         """None if the kernels can be used here, else one line that says why not."""
-        return self._off
+        return self._load()
 
     def bias_act(
         self,

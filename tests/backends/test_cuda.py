@@ -82,10 +82,6 @@ def wide(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.double()
 
 
-def exactly(t: Tensor) -> Tensor:
-    return t.double()
-
-
 SIZES = [
     (2, 8, 16, 16),
     (2, 7, 5, 3),
@@ -124,15 +120,15 @@ class TestBiasAct:
         ddb = kernels.draw(size[1], dtype=dtype) if biased else None
         arguments = (1, act, 0.3, 1.25, clamp)
         y = kernels.backend.bias_act(x, b, *arguments)
-        assert_close(y, reference.bias_act(exactly(x), wide(b), *arguments), dtype)
+        assert_close(y, reference.bias_act(x.double(), wide(b), *arguments), dtype)
         assert memory_format_of(y) == memory_format_of(x)
         got = kernels.backend.bias_act_backward(dy, x, b, *arguments)
-        want = reference.bias_act_backward(exactly(dy), exactly(x), wide(b), *arguments)
+        want = reference.bias_act_backward(dy.double(), x.double(), wide(b), *arguments)
         for g, w in zip(got, want, strict=True):
             assert_close(g, w, dtype)
         got3 = kernels.backend.bias_act_double_backward(ddx, ddb, dy, x, b, *arguments)
         want3 = reference.bias_act_double_backward(
-            wide(ddx), wide(ddb), exactly(dy), exactly(x), wide(b), *arguments
+            wide(ddx), wide(ddb), dy.double(), x.double(), wide(b), *arguments
         )
         for g, w in zip(got3, want3, strict=True):
             assert_close(g, w, dtype)
@@ -165,9 +161,9 @@ class TestDemodAct:
         epilogue = Epilogue(*sides, *activation)
         exact = Epilogue(*map(wide, sides), *activation)
         y = kernels.backend.demod_act(c, epilogue)
-        assert_close(y, reference.demod_act(exactly(c), exact), dtype)
+        assert_close(y, reference.demod_act(c.double(), exact), dtype)
         got = kernels.backend.demod_act_backward(dy, c, epilogue)
-        want = reference.demod_act_backward(exactly(dy), exactly(c), exact)
+        want = reference.demod_act_backward(dy.double(), c.double(), exact)
         for g, wanted in zip(got, want, strict=True):
             assert_close(g, wanted, dtype)
 
@@ -180,9 +176,9 @@ class TestDemodAct:
         x, dy = (kernels.draw(*size, dtype=dtype, last=channels_last) * k for k in (1.0, -0.5))
         s = kernels.draw(*size[:2], dtype=dtype)
         y = kernels.backend.scale_channels(x, s)
-        assert_close(y, reference.scale_channels(exactly(x), exactly(s)), dtype)
+        assert_close(y, reference.scale_channels(x.double(), s.double()), dtype)
         got = kernels.backend.scale_channels_backward(x, s, dy)
-        want = reference.scale_channels_backward(exactly(x), exactly(s), exactly(dy))
+        want = reference.scale_channels_backward(x.double(), s.double(), dy.double())
         for g, w in zip(got, want, strict=True):
             assert_close(g, w, dtype)
 
@@ -235,7 +231,7 @@ class TestUpfirdn2d:
         x = kernels.draw(*size, dtype=dtype, last=channels_last)
         arguments = ((up, up), (down, down), padding, flip, 1.5)
         y = kernels.backend.upfirdn2d(x, f, *arguments)
-        assert_close(y, reference.upfirdn2d(exactly(x), wide(f), *arguments), dtype)
+        assert_close(y, reference.upfirdn2d(x.double(), wide(f), *arguments), dtype)
         assert memory_format_of(y) == memory_format_of(x)
 
 
@@ -266,7 +262,7 @@ def test_upfirdn2d_demod_act(
             epilogue = Epilogue(*sides, act, 0.3, 1.25, 20.0)
             got = kernels.backend.upfirdn2d_demod_act(x, f, *geometry, False, 4.0, epilogue, keep)
             want = reference.upfirdn2d_demod_act(
-                exactly(x), wide(f), *geometry, False, 4.0, epilogue, keep
+                x.double(), wide(f), *geometry, False, 4.0, epilogue, keep
             )
             for g, wanted in zip(got, want, strict=True):
                 assert_close(g, wanted, dtype)
@@ -290,7 +286,7 @@ def test_upfirdn2d_of_any_geometry(data: st.DataObject) -> None:
     x = kernels.draw(*size, dtype=dtype, last=draw(st.booleans()))
     arguments = (up, down, padding, draw(st.booleans()), 0.75)
     y = kernels.backend.upfirdn2d(x, f, *arguments)
-    want = reference.upfirdn2d(exactly(x), wide(f), *arguments)
+    want = reference.upfirdn2d(x.double(), wide(f), *arguments)
     assert_close(y, want, dtype)
 
 

@@ -14,7 +14,7 @@ namespace gpseg::cuda {
 // StyleGAN uses and which cost next to nothing, and the curved ones, which take more registers.
 enum class Family { straight, curved };
 
-inline Family family_of(Act act) {
+GPSEG_INLINE constexpr Family family_of(Act act) {
   return act == Act::linear || act == Act::relu || act == Act::lrelu ? Family::straight
                                                                      : Family::curved;
 }

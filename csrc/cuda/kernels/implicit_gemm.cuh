@@ -468,8 +468,7 @@ __global__ void __launch_bounds__(kGemmThreads, resident_blocks(tile_m, tile_n))
     }
   }
   __syncthreads();
-  if (p.epilogue.pointwise.act == Act::linear || p.epilogue.pointwise.act == Act::relu ||
-      p.epilogue.pointwise.act == Act::lrelu) {
+  if (family_of(p.epilogue.pointwise.act) == Family::straight) {
     store_tile<Family::straight>(p, at, tile, sides);
   } else {
     store_tile<Family::curved>(p, at, tile, sides);

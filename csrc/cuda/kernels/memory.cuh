@@ -7,7 +7,9 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 
 #include "common/dtype.h"
 
@@ -34,6 +36,13 @@ __device__ __forceinline__ T narrow(Sum<T> value) {
 
 // What one thread moves at once.
 constexpr int kVectorBytes = 16;
+
+// Whether all of these start where a vector may; null does.
+inline bool are_aligned(std::initializer_list<const void*> tensors) {
+  return std::all_of(tensors.begin(), tensors.end(), [](const void* tensor) {
+    return reinterpret_cast<uintptr_t>(tensor) % kVectorBytes == 0;
+  });
+}
 
 // `length` elements, moved together; length * sizeof(T) is 2, 4, 8 or 16.
 template <class T, int length>

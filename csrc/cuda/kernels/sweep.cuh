@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <initializer_list>
 #include <numeric>
 #include <type_traits>
 
@@ -223,12 +222,6 @@ __device__ __forceinline__ void store_column_sums(const Sweep& s, const Path& pa
     to[((path.row_block * int64_t{s.repeats} + repeat) * s.samples + path.sample) * period +
        (element - repeat * period)] = sum;
   }
-}
-
-inline bool are_aligned(std::initializer_list<const void*> tensors) {
-  return std::all_of(tensors.begin(), tensors.end(), [](const void* tensor) {
-    return reinterpret_cast<uintptr_t>(tensor) % kVectorBytes == 0;
-  });
 }
 
 // Calls body(length, walk, sweep) with a vector's length and the way through the images as
