@@ -13,7 +13,7 @@ demo: $(VENV)/.built
 	$(BIN)/python -m gpseg.train
 	@echo "Open the report.html named above."
 
-test: $(VENV)/.built $(if $(filter 0,$(GPSEG_BUILD_CUDA)),,simt)
+test: $(VENV)/.ttsem $(if $(filter 0,$(GPSEG_BUILD_CUDA)),,simt)
 	$(BIN)/python -m pytest
 
 # The CUDA kernels as a library for the CPU; CUDA's headers are all it needs of CUDA.
@@ -47,6 +47,11 @@ $(VENV)/.nvcc: $(VENV)/.torch cuda_toolkit.py requirements-nvcc.txt
 
 $(VENV)/.built: $(VENV)/.nvcc $(SOURCES)
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,lint]"
+	touch $@
+
+# It asks for Python 3.12 and runs from 3.10 on; what it needs, torch and the tests bring.
+$(VENV)/.ttsem: $(VENV)/.built requirements-ttsem.txt
+	$(BIN)/pip install --quiet --ignore-requires-python --no-deps -r requirements-ttsem.txt
 	touch $@
 
 clean:

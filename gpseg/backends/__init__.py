@@ -15,9 +15,9 @@ from torch import Tensor
 
 from gpseg.backends.contract import Backend
 
-NAMES = ("cuda", "cpp", "eager", "simt")
-"""Every backend, fastest first: the first one that can serve a call does. So simt, which is there to test the CUDA
-kernels on the CPU, only ever serves when it is forced."""
+NAMES = ("cuda", "triton", "cpp", "eager", "simt", "ttsem")
+"""Every backend, fastest first: the first one that can serve a call does. So simt and ttsem, which are there to test
+the CUDA and Triton kernels on the CPU, only ever serve when they are forced."""
 
 _forced = threading.local()
 

@@ -25,7 +25,7 @@ class CompiledBackend:
     """A library of kernels; functions as in `gpseg.backends.contract.Backend`.
 
     Args:
-        library: what csrc/ops.cpp registers its kernels under.
+        name: as in `gpseg.backends.NAMES`; csrc/ops.cpp registers the kernels under gpseg_<name>.
         devices: types of the devices they serve.
         load: loads the library; returns None, or one line saying why it is off.
         on_gpu: they are the CUDA kernels, wherever they run: filters stay where they are, in the type of the
@@ -36,13 +36,14 @@ class CompiledBackend:
 
     def __init__(
         self,
-        library: str,
+        name: str,
         devices: tuple[str, ...],
         load: Callable[[], str | None],
         on_gpu: bool = False,
     ) -> None:
+        self.NAME = name
         self.DEVICES = devices
-        self._kernels: Any = getattr(torch.ops, library)
+        self._kernels: Any = getattr(torch.ops, f"gpseg_{name}")
         self._load = load
         self._on_gpu = on_gpu
 

@@ -44,6 +44,10 @@ class Backend(Protocol):
     """One implementation of the passes; results are new tensors in the layout of the first input."""
 
     @property
+    def NAME(self) -> str:
+        """As in `gpseg.backends.NAMES`."""
+
+    @property
     def DEVICES(self) -> tuple[str, ...] | None:
         """Types of the devices it serves; None: any."""
 

@@ -16,4 +16,4 @@ def _load() -> str | None:
     return None
 
 
-BACKEND = CompiledBackend("gpseg_cpp", ("cpu",), _load)
+BACKEND = CompiledBackend("cpp", ("cpu",), _load)

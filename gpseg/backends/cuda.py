@@ -27,4 +27,4 @@ def _load() -> str | None:
     return None
 
 
-BACKEND = CompiledBackend("gpseg_cuda", ("cuda",), _load, on_gpu=True)
+BACKEND = CompiledBackend("cuda", ("cuda",), _load, on_gpu=True)

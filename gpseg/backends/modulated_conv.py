@@ -150,11 +150,12 @@ def _convolved(
         return backend.fused_conv(x, w, conv, size, s, epilogue, keep)
 
     passes = 0 if epilogue.does_nothing else 2
-    problem = _problem("forward", x.dtype, x.shape, size, w, conv, passes, keep)
+    problem = _problem(backend, "forward", x.dtype, x.shape, size, w, conv, passes, keep)
     return routes.choose(problem, x.device, fused, composed)
 
 
 def _problem(
+    backend: Backend,
     direction: str,
     dtype: torch.dtype,
     size_in: torch.Size,
@@ -167,6 +168,7 @@ def _problem(
     (n, in_c, in_h, in_w), (_, out_c, out_h, out_w) = size_in, size_out
     taps = w.shape[2] * w.shape[3]
     return routes.Problem(
+        backend.NAME,
         direction,
         str(dtype),
         n,
@@ -265,7 +267,7 @@ def _input_gradients(
         return backend.fused_conv_input_grad(dc, w, conv, x, s)
 
     gradient = Convolution(conv.stride, conv.padding, not conv.transposed)
-    problem = _problem("input_grad", x.dtype, dc.shape, x.shape, w, gradient, 3, False)
+    problem = _problem(backend, "input_grad", x.dtype, dc.shape, x.shape, w, gradient, 3, False)
     return routes.choose(problem, x.device, fused, composed)
 
 

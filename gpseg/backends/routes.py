@@ -37,7 +37,8 @@ class Problem:
     """What a choice depends on: a convolution and the passes around it.
 
     Args:
-        direction: "forward" or "input_grad".
+        backend: whose fused kernel it is, as in `gpseg.backends.NAMES`.
+        direction: "forward", "input_grad" or "weight_grad".
         dtype: element type, as torch prints it.
         n, in_c, in_h, in_w, out_c, out_h, out_w: sizes of what goes in and comes out.
         taps: pixels of the kernel.
@@ -47,6 +48,7 @@ class Problem:
         keep: the convolution's result is stored too.
     """
 
+    backend: str
     direction: str
     dtype: str
     n: int

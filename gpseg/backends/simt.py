@@ -24,4 +24,4 @@ def _load() -> str | None:
     return None
 
 
-BACKEND = CompiledBackend("gpseg_simt", ("cpu",), _load, on_gpu=True)
+BACKEND = CompiledBackend("simt", ("cpu",), _load, on_gpu=True)

@@ -95,7 +95,7 @@ def test_both_ways_agree(up: int, act: str, k: int) -> None:
 
 
 PROBLEM = Problem(
-    "forward", "torch.float16", 4, 64, 64, 64, 64, 64, 64, 9, 1, False, passes=2, keep=True
+    "cuda", "forward", "torch.float16", 4, 64, 64, 64, 64, 64, 64, 9, 1, False, passes=2, keep=True
 )
 
 

@@ -13,6 +13,7 @@ from gpseg.backends.eager import upfirdn2d as _upfirdn2d
 class EagerBackend:
     """The functions of this package's modules, as `gpseg.backends.contract.Backend` has them."""
 
+    NAME = "eager"
     DEVICES = None
     DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 

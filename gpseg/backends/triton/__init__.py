@@ -1,0 +1,77 @@
+"""Triton kernels, compiled at first use for the GPU at hand: nvcc is not needed, nor an NVIDIA GPU."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpseg.backends.contract import Backend
+from gpseg.backends.resampling import Convolution
+
+_OLDEST = (8, 0)
+"""Compute capability of the oldest NVIDIA GPUs that Triton's tensor-core code and bfloat16 are tried for here."""
+
+
+def _load() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: pip install triton"
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    if torch.version.hip is None:
+        for i in range(torch.cuda.device_count()):
+            if torch.cuda.get_device_capability(i) < _OLDEST:
+                return f"needs compute capability 8.0, {torch.cuda.get_device_name(i)} has less"
+    return None
+
+
+def _in(module: str, name: str) -> Any:
+    """A function of a module of kernels, which is imported, and triton with it, when the function is first called."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        functions = importlib.import_module(f"gpseg.backends.triton.{module}")
+        return getattr(functions, name)(*args, **kwargs)
+
+    return staticmethod(call)
+
+
+class TritonBackend:
+    """The functions of this package's modules, as `gpseg.backends.contract.Backend` has them.
+
+    Args:
+        name: as in `gpseg.backends.NAMES`.
+        devices: types of the devices they serve; torch calls AMD's GPUs cuda too.
+        load: returns None if the kernels can be used, or one line saying why not.
+    """
+
+    DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+    def __init__(self, name: str, devices: tuple[str, ...], load: Callable[[], str | None]) -> None:
+        self.NAME = name
+        self.DEVICES = devices
+        self._load = load
+
+    upfirdn2d = _in("upfirdn2d", "upfirdn2d")
+    upfirdn2d_demod_act = _in("upfirdn2d", "upfirdn2d_demod_act")
+    bias_act = _in("bias_act", "bias_act")
+    bias_act_backward = _in("bias_act", "bias_act_backward")
+    bias_act_double_backward = _in("bias_act", "bias_act_double_backward")
+    scale_channels = _in("bias_act", "scale_channels")
+    scale_channels_backward = _in("bias_act", "scale_channels_backward")
+    demod_act = _in("bias_act", "demod_act")
+    demod_act_backward = _in("bias_act", "demod_act_backward")
+    fused_conv = _in("modulated_conv", "fused_conv")
+    fused_conv_input_grad = _in("modulated_conv", "fused_conv_input_grad")
+
+    def available(self) -> str | None:
+        """None if the kernels can be used here, else one line that says why not."""
+        return self._load()
+
+    def fuses(self, x: Tensor, w: Tensor, conv: Convolution) -> bool:
+        """Whether `fused_conv` serves this convolution."""
+        return False
+
+
+BACKEND: Backend = TritonBackend("triton", ("cuda",), _load)

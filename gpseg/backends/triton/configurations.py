@@ -1,0 +1,86 @@
+"""The one table of launch configurations, by kernel, element type, shape class and target."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+Target = tuple[str, int]
+"""What is compiled for: ("cuda", 90) for compute capability 9.0, ("hip", 0) for AMD's GPUs."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """How a kernel is cut and compiled.
+
+    Args:
+        tile: sizes that the kernel's module knows by name: constexpr arguments, or the budget it makes them of.
+        warps: of a program.
+        stages: of the software pipeline of loops.
+    """
+
+    tile: Mapping[str, int] = field(default_factory=dict)
+    warps: int = 4
+    stages: int = 1
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What the compiler is told."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Args:
+        kernel: name, as the module's function has it.
+        configuration: taken where the line holds.
+        dtypes: element types it holds for; none: all.
+        shape: shape class it holds for, as the kernel's module names it; "": all.
+        platform: "cuda" or "hip"; "": both.
+        since: the least compute capability, times ten.
+    """
+
+    kernel: str
+    configuration: Configuration
+    dtypes: frozenset[torch.dtype] = frozenset()
+    shape: str = ""
+    platform: str = ""
+    since: int = 0
+
+    def holds(self, dtype: torch.dtype, shape: str, target: Target) -> bool:
+        """Whether it holds for this type, shape class and target."""
+        platform, capability = target
+        return (
+            (not self.dtypes or dtype in self.dtypes)
+            and self.shape in ("", shape)
+            and self.platform in ("", platform)
+            and self.since <= capability
+        )
+
+
+HALF = frozenset({torch.float16, torch.bfloat16})
+
+_POINTWISE: tuple[Row, ...] = ()
+
+_UPFIRDN2D: tuple[Row, ...] = ()
+
+_CONVOLUTION: tuple[Row, ...] = ()
+
+TABLE = (*_POINTWISE, *_UPFIRDN2D, *_CONVOLUTION)
+"""Later lines go before earlier ones."""
+
+
+@functools.lru_cache(maxsize=1024)  # every launch asks
+def configuration(kernel: str, dtype: torch.dtype, shape: str, target: Target) -> Configuration:
+    """The configuration of the last line of the table that holds.
+
+    Raises:
+        LookupError: there is none.
+    """
+    for row in reversed(TABLE):
+        if row.kernel == kernel and row.holds(dtype, shape, target):
+            return row.configuration
+    raise LookupError(f"no configuration for {kernel}, {dtype}, {shape!r}, {target}")
