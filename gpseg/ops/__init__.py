@@ -2,13 +2,14 @@
 
 Each is a registered torch op with a fake kernel, served by the fastest backend that declares it can
 (`backends()`), or by the one that `use_backend` forces. `ops.benchmark = True` has the ways of carrying out a
-convolution timed once for each kind of problem, as `torch.backends.cudnn.benchmark` does.
+convolution, and the launch configurations of Triton's kernels, timed once for each kind of problem, as
+`torch.backends.cudnn.benchmark` does.
 """
 
 import sys
 from types import ModuleType
 
-from gpseg.backends import backends, routes, use_backend
+from gpseg.backends import backends, measured, use_backend
 from gpseg.ops.bias_act import bias_act, bias_act_backward, bias_act_double_backward
 from gpseg.ops.convolution import conv2d_resample, no_weight_grad
 from gpseg.ops.modulated_conv import (
@@ -48,11 +49,11 @@ class _Ops(ModuleType):
 
     @property
     def benchmark(self) -> bool:
-        return routes.benchmark
+        return measured.benchmark
 
     @benchmark.setter
     def benchmark(self, on: bool) -> None:
-        routes.benchmark = on
+        measured.benchmark = on
 
 
 sys.modules[__name__].__class__ = _Ops

@@ -1,24 +1,22 @@
-"""The choice between one fused kernel and torch's convolution between passes: same results, measured once, kept."""
+"""The choice between one fused kernel and torch's convolution between passes: same results, forced, modelled."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from gpseg import ops
-from gpseg.backends import modulated_conv, routes
+from gpseg.backends import measured, modulated_conv, routes
 from gpseg.backends.contract import Epilogue
 from gpseg.backends.convolution import conv2d, conv2d_input_grad
-from gpseg.backends.devices import A100, B200, BY_CAPABILITY, H100, gpu_of
+from gpseg.backends.devices import A100, B200, BY_CAPABILITY, H100, Gpu, gpu_of
 from gpseg.backends.eager import EagerBackend
 from gpseg.backends.modulated_conv import Layer
 from gpseg.backends.resampling import Convolution
-from gpseg.backends.routes import COMPOSED, FUSED, Problem
+from gpseg.backends.routes import COMPOSED, FUSED, Problem, modelled_time
 
 CPU = torch.device("cpu")
 
@@ -60,9 +58,9 @@ class FusingBackend(EagerBackend):
 @pytest.fixture(autouse=True)
 def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("GPSEG_ROUTES", raising=False)
-    routes.forget()
+    measured.forget()
     yield
-    routes.forget()
+    measured.forget()
     ops.benchmark = False
 
 
@@ -99,16 +97,8 @@ PROBLEM = Problem(
 )
 
 
-def ways(calls: list[str]) -> tuple[Callable[[], str], Callable[[], str]]:
-    def fused() -> str:
-        calls.append(FUSED)
-        return FUSED
-
-    def composed() -> str:
-        calls.append(COMPOSED)
-        return COMPOSED
-
-    return fused, composed
+def ways() -> tuple[Callable[[], str], Callable[[], str]]:
+    return lambda: FUSED, lambda: COMPOSED
 
 
 def timer(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> list[str]:
@@ -119,39 +109,41 @@ def timer(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> list[st
         timed.append(way())
         return seconds[timed[-1]]
 
-    monkeypatch.setattr(routes, "_timed", took)
+    monkeypatch.setattr(measured, "_timed", took)
     return timed
 
 
 @pytest.mark.parametrize("faster", [FUSED, COMPOSED])
-def test_each_problem_is_measured_once(faster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measurement_goes_before_the_model(faster: str, monkeypatch: pytest.MonkeyPatch) -> None:
     timed = timer(monkeypatch, {FUSED: 2.0, COMPOSED: 2.0, faster: 1.0})
     ops.benchmark = True
-    assert ops.benchmark
-    assert routes.choose(PROBLEM, CPU, *ways([])) == faster
-    assert set(timed) == {FUSED, COMPOSED}
-    assert timed[0] != timed[1]  # they take turns
+    assert routes.choose(PROBLEM, CPU, *ways()) == faster
     count = len(timed)
-    assert routes.choose(PROBLEM, CPU, *ways([])) == faster
+    assert routes.choose(PROBLEM, CPU, *ways()) == faster
     assert len(timed) == count
-    routes.choose(replace(PROBLEM, n=5), CPU, *ways([]))
-    assert len(timed) == 2 * count
+    routes.choose(replace(PROBLEM, n=5), CPU, *ways())
+    routes.choose(replace(PROBLEM, backend="triton"), CPU, *ways())
+    assert len(timed) == 3 * count
 
 
-def test_nothing_is_measured_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_is_another_problem_with_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     timed = timer(monkeypatch, {FUSED: 2.0, COMPOSED: 1.0})
-    assert routes.choose(PROBLEM, CPU, *ways([])) == FUSED
-    assert not timed
-
-
-def test_a_measured_choice_is_kept_only_while_benchmark_is_on(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    timer(monkeypatch, {FUSED: 2.0, COMPOSED: 1.0})
     ops.benchmark = True
-    assert routes.choose(PROBLEM, CPU, *ways([])) == COMPOSED
-    ops.benchmark = False
-    assert routes.choose(PROBLEM, CPU, *ways([])) == FUSED
+    precise = replace(PROBLEM, dtype="torch.float32")
+    for allowed in (False, True):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
+            assert routes.tf32_allowed() == allowed
+            assert routes.choose(precise, CPU, *ways()) == COMPOSED
+            count = len(timed)
+            assert routes.choose(precise, CPU, *ways()) == COMPOSED
+            assert len(timed) == count
+    assert count == 2 * 2 * measured._ROUNDS
+
+
+def test_an_emulator_runs_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = timer(monkeypatch, {FUSED: 2.0, COMPOSED: 1.0})
+    assert routes.choose(PROBLEM, CPU, *ways()) == FUSED
+    assert not timed
 
 
 class TestForced:
@@ -164,73 +156,25 @@ class TestForced:
         timed = timer(monkeypatch, {FUSED: 1.0, COMPOSED: 2.0})
         for ops.benchmark in (False, True):
             with routes.forced(route) as problems:
-                assert routes.choose(PROBLEM, CPU, *ways([])) == route
+                assert routes.choose(PROBLEM, CPU, *ways()) == route
             assert problems == [PROBLEM]
         assert not timed
 
     def test_ends_with_its_block(self) -> None:
         with routes.forced(COMPOSED) as outer:
             with routes.forced(None) as inner:
-                assert routes.choose(PROBLEM, CPU, *ways([])) == FUSED
-            assert routes.choose(PROBLEM, CPU, *ways([])) == COMPOSED
-        assert routes.choose(PROBLEM, CPU, *ways([])) == FUSED
+                assert routes.choose(PROBLEM, CPU, *ways()) == FUSED
+            assert routes.choose(PROBLEM, CPU, *ways()) == COMPOSED
+        assert routes.choose(PROBLEM, CPU, *ways()) == FUSED
         assert (len(outer), len(inner)) == (1, 0)
 
     def test_holds_in_every_thread(self) -> None:
         with ThreadPoolExecutor(1) as pool, routes.forced(COMPOSED):
-            assert pool.submit(routes.choose, PROBLEM, CPU, *ways([])).result() == COMPOSED
+            assert pool.submit(routes.choose, PROBLEM, CPU, *ways()).result() == COMPOSED
 
     def test_refuses_an_unknown_route(self) -> None:
         with pytest.raises(ValueError, match="no route 'fast'"), routes.forced("fast"):
             pass
-
-
-class TestFile:
-    """GPSEG_ROUTES."""
-
-    @pytest.fixture
-    def path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        path = tmp_path / "new folder" / "routes.json"
-        monkeypatch.setenv("GPSEG_ROUTES", str(path))
-        ops.benchmark = True
-        return path
-
-    def test_remembers_across_processes(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        timed = timer(monkeypatch, {FUSED: 2.0, COMPOSED: 1.0})
-        assert routes.choose(PROBLEM, CPU, *ways([])) == COMPOSED
-        assert [*json.loads(path.read_text())] == [f"cpu, torch {torch.__version__}"]
-        assert [p.name for p in path.parent.iterdir()] == ["routes.json"]
-        count = len(timed)
-        routes.forget()
-        assert routes.choose(PROBLEM, CPU, *ways([])) == COMPOSED
-        assert len(timed) == count
-
-    def test_keeps_what_others_wrote(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        timer(monkeypatch, {FUSED: 2.0, COMPOSED: 1.0})
-        routes.choose(PROBLEM, CPU, *ways([]))
-        other = {"another GPU": {PROBLEM.key: FUSED}, **json.loads(path.read_text())}
-        path.write_text(json.dumps(other))
-        routes.choose(replace(PROBLEM, n=9), CPU, *ways([]))
-        stored = json.loads(path.read_text())
-        assert stored["another GPU"] == {PROBLEM.key: FUSED}
-        assert len(stored[f"cpu, torch {torch.__version__}"]) == 2
-
-    @pytest.mark.parametrize("content", ["", "{", "[1, 2]", '{"cpu": 3}', "\x00\x01"])
-    def test_a_spoilt_file_is_replaced(
-        self, path: Path, content: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        path.parent.mkdir()
-        path.write_text(content)
-        timer(monkeypatch, {FUSED: 2.0, COMPOSED: 1.0})
-        assert routes.choose(PROBLEM, CPU, *ways([])) == COMPOSED
-        assert json.loads(path.read_text())
-
-    def test_a_file_that_can_not_be_written_stops_nothing(
-        self, path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        path.parent.write_text("a file where the folder should be")
-        timer(monkeypatch, {FUSED: 2.0, COMPOSED: 1.0})
-        assert routes.choose(PROBLEM, CPU, *ways([])) == COMPOSED
 
 
 class TestModel:
@@ -238,23 +182,45 @@ class TestModel:
 
     @pytest.mark.parametrize("gpu", BY_CAPABILITY.values(), ids=lambda gpu: gpu.name)
     @pytest.mark.parametrize("route", [FUSED, COMPOSED])
-    def test_more_work_takes_longer(self, gpu: routes.Gpu, route: str) -> None:
-        time = routes.modelled_time(PROBLEM, gpu, route)
-        assert 0 < time < routes.modelled_time(replace(PROBLEM, n=400), gpu, route)
+    @pytest.mark.parametrize("direction", ["forward", "input_grad", "weight_grad"])
+    @pytest.mark.parametrize("backend", ["cuda", "triton"])
+    def test_more_work_takes_longer(
+        self, gpu: Gpu, route: str, direction: str, backend: str
+    ) -> None:
+        problem = replace(PROBLEM, backend=backend, direction=direction)
+        time = modelled_time(problem, gpu, route)
+        assert 0 < time < modelled_time(replace(problem, n=400), gpu, route)
 
     @pytest.mark.parametrize("gpu", [A100, H100, B200], ids=lambda gpu: gpu.name)
-    def test_few_channels_are_a_matter_of_traffic(self, gpu: routes.Gpu) -> None:
+    @pytest.mark.parametrize("direction", ["forward", "weight_grad"])
+    def test_few_channels_are_a_matter_of_traffic(self, gpu: Gpu, direction: str) -> None:
         wide = replace(PROBLEM, in_c=32, out_c=32, in_h=512, in_w=512, out_h=512, out_w=512)
-        times = {r: routes.modelled_time(wide, gpu, r) for r in (FUSED, COMPOSED)}
-        assert times[FUSED] < times[COMPOSED]
+        problem = replace(wide, backend="triton", direction=direction, keep=False)
+        assert modelled_time(problem, gpu, FUSED) < modelled_time(problem, gpu, COMPOSED)
 
-    def test_many_channels_are_a_matter_of_arithmetic(self) -> None:
+    @pytest.mark.parametrize("direction", ["forward", "weight_grad"])
+    def test_many_channels_are_a_matter_of_arithmetic(self, direction: str) -> None:
+        deep = replace(PROBLEM, direction=direction, n=32, in_c=512, out_c=512)
+        assert modelled_time(deep, B200, COMPOSED) < modelled_time(deep, B200, FUSED)
+
+    def test_instructions_of_a_backend_count_where_arithmetic_rules(self) -> None:
         deep = replace(PROBLEM, n=32, in_c=512, out_c=512)
-        assert routes.modelled_time(deep, B200, COMPOSED) < routes.modelled_time(deep, B200, FUSED)
+        by = {b: replace(deep, backend=b) for b in ("cuda", "triton")}
+        for gpu in (H100, B200):
+            assert modelled_time(by["triton"], gpu, FUSED) < modelled_time(by["cuda"], gpu, FUSED)
+            composed = {modelled_time(problem, gpu, COMPOSED) for problem in by.values()}
+            assert len(composed) == 1
+
+    @pytest.mark.parametrize("route", [FUSED, COMPOSED])
+    def test_types_are_ordered_by_what_they_cost(self, route: str) -> None:
+        deep = replace(PROBLEM, backend="triton", n=32, in_c=512, out_c=512)
+        dtypes = ["torch.bfloat16", "tf32", "torch.float32"]
+        times = [modelled_time(replace(deep, dtype=t), H100, route) for t in dtypes]
+        assert times == sorted(set(times))
 
     @pytest.mark.parametrize(
         ("capability", "gpu"),
         [((7, 5), A100), ((8, 0), A100), ((8, 9), A100), ((9, 0), H100), ((12, 0), B200)],
     )
-    def test_the_nearest_gpu_below(self, capability: tuple[int, int], gpu: routes.Gpu) -> None:
+    def test_the_nearest_gpu_below(self, capability: tuple[int, int], gpu: Gpu) -> None:
         assert gpu_of(capability) == gpu

@@ -1,12 +1,14 @@
 """Launching a kernel where its tensors are, with the configuration that the table, or a measurement, gives it."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from gpseg.backends.triton.configurations import Configuration, Target, configuration
+from gpseg.backends import measured
+from gpseg.backends.triton.configurations import TABLE, Configuration, Target, configuration
 
 Result = TypeVar("Result")
 
@@ -45,7 +47,62 @@ def target_of(device: torch.device) -> Target:
 
 
 def configured(
-    kernel: str, x: Tensor, shape: str, run: Callable[[Configuration], Result]
+    kernel: str,
+    x: Tensor,
+    shape: str,
+    run: Callable[[Configuration], Result],
+    problem: str | None = None,
 ) -> Result:
-    """Carry a call out with the configuration for this kernel, x's type and device, and shape class."""
-    return run(configuration(kernel, x.dtype, shape, target_of(x.device)))
+    """Carry a call out with the configuration for this kernel, x's type and device, and shape class.
+
+    Args:
+        kernel: name in the table.
+        x: the tensor whose type and device count.
+        shape: shape class, as the kernel's module names it.
+        run: carries the call out, into tensors that it makes: with `gpseg.ops.benchmark` on, on a GPU, it is called
+            again and again, with other configurations, until the fastest one is known.
+        problem: what that depends on besides type and shape class; None: x's size.
+    """
+    target = target_of(x.device)
+    usual = configuration(kernel, x.dtype, shape, target)
+    if not measured.benchmark or x.device.type != "cuda":
+        return run(usual)
+    choices = _choices(kernel, x.dtype, shape, target)
+    if len(choices) == 1:
+        return run(usual)
+    sizes = "×".join(map(str, x.shape)) if problem is None else problem
+    ways = {name: functools.partial(run, choice) for name, choice in choices.items()}
+    fastest = measured.fastest(
+        x.device, f"kernel={kernel} dtype={x.dtype} shape={shape} problem={sizes}", ways, _unfit()
+    )
+    return run(usual if fastest is None else choices[fastest])
+
+
+@functools.lru_cache(maxsize=1024)  # every launch asks
+def _choices(
+    kernel: str, dtype: torch.dtype, shape: str, target: Target
+) -> Mapping[str, Configuration]:
+    """The configuration of this target and shape class, and those of other ones that are cut by the same sizes, by
+    what tells them apart."""
+    usual = configuration(kernel, dtype, shape, target)
+    platform, _ = target
+    others = [
+        row.configuration
+        for row in TABLE
+        if row.kernel == kernel
+        and row.holds(dtype, row.shape, (platform, row.since))
+        and row.configuration.tile.keys() == usual.tile.keys()
+    ]
+    return {_name(choice): choice for choice in (usual, *others)}
+
+
+def _name(choice: Configuration) -> str:
+    sizes = {**choice.tile, "warps": choice.warps, "stages": choice.stages}
+    return " ".join(f"{name}={size}" for name, size in sizes.items())
+
+
+def _unfit() -> tuple[type[Exception], ...]:
+    """What is raised where a kernel can't be compiled for this GPU, or takes more shared memory than it has."""
+    from triton.errors import TritonError
+
+    return TritonError, RuntimeError  # the latter by the compiler's later passes
