@@ -13,8 +13,9 @@ demo: $(VENV)/.built
 	$(BIN)/python -m gpseg.train
 	@echo "Open the report.html named above."
 
+# A process for each core, of one thread; one that has nothing left to do takes tests from another.
 test: $(VENV)/.ttsem $(if $(filter 0,$(GPSEG_BUILD_CUDA)),,simt)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 # The CUDA kernels as a library for the CPU; CUDA's headers are all it needs of CUDA.
 simt: $(VENV)/.built
@@ -49,7 +50,7 @@ $(VENV)/.built: $(VENV)/.nvcc $(SOURCES)
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,lint]"
 	touch $@
 
-# It asks for Python 3.12 and runs from 3.10 on; what it needs, torch and the tests bring.
+# It asks for Python 3.12 and runs from 3.11 on; what it needs, torch and the tests bring.
 $(VENV)/.ttsem: $(VENV)/.built requirements-ttsem.txt
 	$(BIN)/pip install --quiet --ignore-requires-python --no-deps -r requirements-ttsem.txt
 	touch $@

@@ -1,5 +1,20 @@
-"""Triton's kernels run on the CPU in every test, as the backend ttsem."""
+"""What holds for all tests: their order, and Triton's kernels run on the CPU, as the backend ttsem."""
+
+import pytest
 
 from tests.emulated_triton import emulator
 
 emulator.install()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests go first, so that none of them is left to run when the other processes are done."""
+    items.sort(key=_patience, reverse=True)
+
+
+def _patience(item: pytest.Item) -> float:
+    """Seconds that a test may take as it is marked; 1 for those that are only marked slow."""
+    timeout = item.get_closest_marker("timeout")
+    if timeout is not None:
+        return float(timeout.args[0])
+    return 1.0 if item.get_closest_marker("slow") else 0.0

@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import sys
 from typing import Any
 
 from gpseg.backends.triton import launch
@@ -11,6 +12,8 @@ _numbers = itertools.count()
 
 def missing() -> str | None:
     """Why Triton's kernels can't be emulated here; None if they can."""
+    if sys.version_info < (3, 11):
+        return "ttsem needs Python 3.11"
     for name in ("triton", "ttsem"):
         if importlib.util.find_spec(name) is None:
             return f"{name} is not installed: `make test` installs it"
