@@ -8,10 +8,8 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
@@ -20,9 +18,11 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction, compute_cache_key, create_function_from_signature
 from ttsem import harness, mlir, pidraces, sanitize
 from ttsem._fakedriver import _FakeDriver
+from ttsem.harness import LaunchRecord
 from ttsem.interp import Interp
 from ttsem.ir_types import Module
 from ttsem.memory import Memory, MemoryFault
+from ttsem.sanitize import Fault, KernelFault
 from ttsem.values import Poison
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -32,7 +32,7 @@ APART = 1 << 40
 """Bytes between the tensors in emulated memory: no offset that is merely wrong leads from one to another."""
 
 ALIGNMENT = 256
-"""Bytes of an address that emulated memory keeps."""
+"""Bytes: what a tensor's emulated address has in common with the real one."""
 
 
 class Compiled(NamedTuple):
@@ -48,22 +48,7 @@ class Compiled(NamedTuple):
     text: str
     module: Module
     entry: str
-    parameters: tuple[str, ...]
-
-
-class Launch(NamedTuple):
-    """What ttsem's reports want to know of a launch, by the names they have for it.
-
-    Args:
-        fn_name, fn_file: the kernel and its source.
-        bases: where the tensors are in emulated memory, by name.
-        pre: their memory.
-    """
-
-    fn_name: str
-    fn_file: str
-    bases: Mapping[str, int]
-    pre: Mapping[str, np.ndarray]
+    parameters: list[str]
 
 
 def execute(
@@ -76,49 +61,57 @@ def execute(
         AssertionError: there are too many accesses to look for races.
     """
     __tracebackhide__ = True
-    bound, compiled = _compiled(kernel, arguments, options)
-    leaves = dict(leaf for name, value in bound.items() for leaf in harness._flat_args(name, value))
-    memory, bases = placed(
-        {n: leaves[n] for n in compiled.parameters if isinstance(leaves[n], Tensor)}
+    bound, specialisation, compiler_options = _binder(kernel)(*arguments, **options)
+    launch = LaunchRecord(
+        launch_id=number,
+        fn=kernel,
+        fn_name=kernel.__name__,
+        fn_file=kernel.fn.__code__.co_filename,
+        grid=(programs,),
+        args=arguments,
+        kwargs=options,
+        bound=bound,
+        pre={},
+        post={},
+        ptrs={},
     )
+    key = kernel, compute_cache_key({}, specialisation, compiler_options)  # all that Triton goes by
+    if key not in _COMPILED:
+        _COMPILED[key] = _compile(launch)
+    compiled = _COMPILED[key]
+    memory = _place(launch, compiled.parameters)
     if programs > 1:
         memory.trace()
-    types = [type_ for _, type_ in compiled.module.funcs[compiled.entry].regions[0].blocks[0].args]
-    given = [
-        np.array(bases[name]) if name in bases else harness._scalar_value(leaves[name], type_)
-        for name, type_ in zip(compiled.parameters, types, strict=True)
-    ]
-    launch = Launch(
-        kernel.__name__,
-        kernel.fn.__code__.co_filename,
-        bases,
-        {n: covered(leaves[n]).numpy().view(f"u{leaves[n].element_size()}") for n in bases},
-    )
+    block = compiled.module.funcs[compiled.entry].regions[0].blocks[0]
+    given = harness._arg_values(launch, compiled.parameters, block, emulated=False)
     try:
         Interp(compiled.module, memory, (programs, 1, 1)).run_grid(compiled.entry, given)
     except (MemoryFault, Poison) as error:
-        fault = _fault(launch, number, error)
+        fault: Fault | None = _fault(launch, error)
     else:
-        fault = _race(launch, number, memory, compiled)
+        fault = _race(launch, memory, compiled)
     if fault is not None:
-        raise sanitize.KernelFault(sanitize._with_source(fault, compiled.text, launch.fn_file))
+        raise KernelFault(sanitize._with_source(fault, compiled.text, launch.fn_file))
 
 
-def _fault(launch: Launch, number: int, error: MemoryFault | Poison) -> sanitize.Fault:
-    kind, where = "poison", ()
+def _fault(launch: LaunchRecord, error: MemoryFault | Poison) -> Fault:
+    fault = Fault("poison", launch.launch_id, launch.fn_name, sanitize._op_of(error))
+    fault.detail = str(error)
     if isinstance(error, MemoryFault):
-        kind, where = f"oob_{error.kind}", sanitize._locate(launch, error)
-    op = sanitize._op_of(error)
-    return sanitize.Fault(kind, number, launch.fn_name, op, *where, detail=str(error))
+        fault.kind = f"oob_{error.kind}"
+        fault.buffer, fault.elements_past_end, fault.elements_before_start = sanitize._locate(
+            launch, error
+        )
+    return fault
 
 
-def _race(launch: Launch, number: int, memory: Memory, compiled: Compiled) -> sanitize.Fault | None:
+def _race(launch: LaunchRecord, memory: Memory, compiled: Compiled) -> Fault | None:
     unchecked = memory.access_overflow and sanitize._spans_may_race(memory.access_spans, [])
     assert not unchecked, f"{launch.fn_name}: too many accesses to look for races"
     race = pidraces.find_race(memory.access_log)
     if race is None:
         return None
-    return sanitize._race_fault(launch, race, number, compiled.text, launch.fn_file)
+    return sanitize._race_fault(launch, race, launch.launch_id, compiled.text, launch.fn_file)
 
 
 def covered(t: Tensor) -> Tensor:
@@ -130,7 +123,7 @@ def covered(t: Tensor) -> Tensor:
 def _bytes(t: Tensor, count: int) -> Tensor:
     """Bytes of a tensor's storage, from its first element on."""
     raw = torch.empty(0, dtype=torch.uint8)
-    return raw.set_(t.untyped_storage(), t.storage_offset() * t.element_size(), (count,))
+    return raw.set_(t.untyped_storage(), t.storage_offset() * t.element_size(), (count,), (1,))
 
 
 @dataclass
@@ -164,15 +157,14 @@ def placed(tensors: Mapping[str, Tensor]) -> tuple[Memory, dict[str, int]]:
     return memory, bases
 
 
-def _compiled(
-    kernel: JITFunction[Any], arguments: Any, options: Any
-) -> tuple[Mapping[str, Any], Compiled]:
-    """The arguments by name, and the kernel for arguments like these."""
-    bound, specialisation, compiler_options = _binder(kernel)(*arguments, **options)
-    key = kernel, compute_cache_key({}, specialisation, compiler_options)  # all that Triton goes by
-    if key not in _COMPILED:
-        _COMPILED[key] = _compile(kernel, bound, arguments, options)
-    return bound, _COMPILED[key]
+def _place(launch: LaunchRecord, parameters: list[str]) -> Memory:
+    """Memory with the tensors of a launch, which is told where they are and what they hold."""
+    leaves = harness._leaf_bound(launch)
+    tensors = {n: leaves[n] for n in parameters if isinstance(leaves[n], Tensor)}
+    memory, bases = placed(tensors)
+    launch.ptrs = launch.bases = bases
+    launch.pre = {n: covered(t).numpy().view(f"u{t.element_size()}") for n, t in tensors.items()}
+    return memory
 
 
 _COMPILED: dict[tuple[JITFunction[Any], str], Compiled] = {}
@@ -180,31 +172,27 @@ _COMPILED: dict[tuple[JITFunction[Any], str], Compiled] = {}
 
 @functools.cache
 def _binder(kernel: JITFunction[Any]) -> Callable[..., Any]:
+    """What makes of a call: arguments by name, what of them the compiler goes by, and its options."""
     bind: Callable[..., Any] = create_function_from_signature(
         kernel.signature, kernel.params, make_backend(TARGET)
     )
     return bind
 
 
-def _compile(
-    kernel: JITFunction[Any], bound: Mapping[str, Any], arguments: Any, options: Any
-) -> Compiled:
-    record: Any = SimpleNamespace(
-        fn=kernel, fn_name=kernel.__name__, args=arguments, kwargs=options
-    )
+def _compile(launch: LaunchRecord) -> Compiled:
     with _driver():
-        _, signature, _, _ = harness._specialize(kernel, arguments, options, TARGET)
         mlir.enable_generic_printing()
-        text = mlir.to_generic(harness._stage_text(record, "ttir", TARGET), None)
-    module = mlir.parse(text)
+        text = mlir.to_generic(harness._stage_text(launch, "ttir", TARGET), None)
+        _, signature, _, _ = harness._specialize(launch.fn, launch.args, launch.kwargs, TARGET)
     parameters = [
         leaf
         for name, type_ in signature.items()
-        for leaf, _, leaf_type in harness._flat_typed(name, bound[name], type_)
+        for leaf, _, leaf_type in harness._flat_typed(name, launch.bound[name], type_)
         if leaf_type != "constexpr"
     ]
-    (entry,) = harness._entry_candidates(module, kernel.__name__)
-    return Compiled(text, module, entry, tuple(parameters))
+    module = mlir.parse(text)
+    (entry,) = harness._entry_candidates(module, launch.fn_name)
+    return Compiled(text, module, entry, parameters)
 
 
 @contextlib.contextmanager
