@@ -40,13 +40,11 @@ class Compiled(NamedTuple):
 
     Args:
         text: its IR.
-        module: the same, parsed; it can be run again and again.
         entry: the kernel's name there.
         parameters: names of the arguments that are left in it; `name.0` and so on for those of a tuple.
     """
 
     text: str
-    module: Module
     entry: str
     parameters: list[str]
 
@@ -82,10 +80,11 @@ def execute(
     memory = _place(launch, compiled.parameters)
     if programs > 1:
         memory.trace()
-    block = compiled.module.funcs[compiled.entry].regions[0].blocks[0]
+    module = _parsed(compiled.text)
+    block = module.funcs[compiled.entry].regions[0].blocks[0]
     given = harness._arg_values(launch, compiled.parameters, block, emulated=False)
     try:
-        Interp(compiled.module, memory, (programs, 1, 1)).run_grid(compiled.entry, given)
+        Interp(module, memory, (programs, 1, 1)).run_grid(compiled.entry, given)
     except (MemoryFault, Poison) as error:
         fault: Fault | None = _fault(launch, error)
     else:
@@ -190,9 +189,14 @@ def _compile(launch: LaunchRecord) -> Compiled:
         for leaf, _, leaf_type in harness._flat_typed(name, launch.bound[name], type_)
         if leaf_type != "constexpr"
     ]
-    module = mlir.parse(text)
-    (entry,) = harness._entry_candidates(module, launch.fn_name)
-    return Compiled(text, module, entry, parameters)
+    (entry,) = harness._entry_candidates(_parsed(text), launch.fn_name)
+    return Compiled(text, entry, parameters)
+
+
+@functools.lru_cache(maxsize=256)  # half a megabyte each
+def _parsed(text: str) -> Module:
+    """The IR, which can be run again and again."""
+    return mlir.parse(text)
 
 
 @contextlib.contextmanager
