@@ -156,7 +156,7 @@ def _route(problem: Problem, device: torch.device, ways: Mapping[str, Callable[[
 
 def tf32_allowed() -> bool:
     """Whether torch lets convolutions round float32 to TF32; `allow_tf32` of torch.backends.cudnn sets it too."""
-    allowed: bool = torch.backends.cudnn.conv.fp32_precision == "tf32"
+    allowed: bool = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
     return allowed
 
 
