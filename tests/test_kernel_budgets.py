@@ -1,4 +1,4 @@
-"""The budgets of the CUDA kernels hold, and a kernel that gets worse is found."""
+"""The budgets of the CUDA and Triton kernels hold, and a kernel that gets worse is found."""
 
 import json
 from dataclasses import replace
@@ -122,41 +122,53 @@ GOOD = Resources(
     copies=0,
     ldmatrix=0,
     mma=0,
+    mma_family="",
     blocks=5,
     occupancy=0.625,
 )
+PRODUCT = Kernel("triton modulated_conv_fwd", "float16", "channels_last fused_conv 3×3")
+ON_TENSOR_CORES = replace(GOOD, mma=4, mma_family="HGMMA", dynamic=200_000, blocks=None)
 COUNTED = Counts("demod_act", "float16", "NCHW", 1.02, Line("a.cu:1", 1.0), None)
 
 
 def table(**changed: Any) -> budgets.Budgets:
     return {
         "limits": {"bytes": 1.15, "sectors": 1.1, "wavefronts": 1.1},
-        "resources": {str(KERNEL): {"sm_90": budgets.budget_of(GOOD)}},
+        "cuda": {str(KERNEL): {"sm_90": budgets.budget_of(GOOD)}},
+        "triton": {str(PRODUCT): {"sm_90": budgets.budget_of(ON_TENSOR_CORES)}},
         "spilling": [],
+        "other_mma": [],
         "exceptions": [],
         **changed,
     }
 
 
-def resource_misses(**worse: int) -> list[str]:
-    return [*budgets.resource_misses(table(), {"sm_90": {KERNEL: replace(GOOD, **worse)}})]
+def resource_misses(**worse: Any) -> list[str]:
+    measured = {"sm_90": {KERNEL: replace(GOOD, **worse)}}
+    return [*budgets.resource_misses(table(), "cuda", measured)]
+
+
+def product_misses(budget: budgets.Budgets, **changed: Any) -> list[str]:
+    measured = {"sm_90": {PRODUCT: replace(ON_TENSOR_CORES, **changed)}}
+    return [*budgets.resource_misses(budget, "triton", measured)]
 
 
 class TestComparison:
     def test_good_is_no_miss(self) -> None:
         assert resource_misses() == []
         assert resource_misses(registers=48) == []  # no more of them are handed out than for 42
-        assert [*budgets.count_misses(table(), [COUNTED])] == []
+        assert [*budgets.count_misses(table(), "cuda", [COUNTED])] == []
 
     @pytest.mark.parametrize(
         ("worse", "told"),
         [
             ({"registers": 49}, "49 registers, allowed 48"),
-            ({"spills": 1}, "1 instructions on local memory, allowed 0"),
+            ({"spills": 1}, "1 spills, allowed 0"),
             ({"stack": 8}, "8 bytes of local memory, allowed 0"),
             ({"loads": 3}, "loads 3, at least 4"),
             ({"stores": 0}, "stores 0, at least 4"),
             ({"blocks": 4}, "blocks 4, at least 5"),
+            ({"dynamic": 232_449}, "232449 bytes of shared memory, there are 232448"),
         ],
     )
     def test_worse_resources(self, worse: dict[str, int], told: str) -> None:
@@ -164,11 +176,31 @@ class TestComparison:
 
     def test_no_budget_and_no_kernel(self) -> None:
         other = Kernel("other")
-        found = [*budgets.resource_misses(table(), {"sm_90": {other: GOOD}})]
+        found = [*budgets.resource_misses(table(), "cuda", {"sm_90": {other: GOOD}})]
         assert found == [
             "other, sm_90: has no budget",
-            f"{KERNEL}: has a budget but is not in the module",
+            f"{KERNEL}: has a budget but is not there",
         ]
+
+    def test_promised_tensor_core_instructions(self) -> None:
+        assert product_misses(table()) == []
+        told = f"{PRODUCT}, sm_90: "
+        older: dict[str, Any] = {"mma_family": "HMMA"}
+        assert product_misses(table(), **older) == [f"{told}uses HMMA, promised HGMMA"]
+        # even where the table was written so
+        none: dict[str, Any] = {"mma": 0, "mma_family": ""}
+        written = budgets.updated(
+            table(), "triton", {"sm_90": {PRODUCT: replace(ON_TENSOR_CORES, **none)}}
+        )
+        assert product_misses(written, **none) == [f"{told}uses no mma, promised HGMMA"]
+
+    def test_excused_tensor_core_instructions(self) -> None:
+        listed = {"kernel": str(PRODUCT), "architecture": "sm_90", "family": "HMMA", "why": "so"}
+        excused = table(other_mma=[listed])
+        assert product_misses(excused, mma_family="HMMA") == []
+        assert product_misses(excused) == [f"{PRODUCT}, sm_90: is listed with HMMA but uses HGMMA"]
+        [miss] = product_misses(excused, mma=4, mma_family="UTCHMMA")
+        assert miss.endswith("uses UTCHMMA, promised HGMMA")
 
     @pytest.mark.parametrize(
         ("worse", "told"),
@@ -185,20 +217,20 @@ class TestComparison:
         ],
     )
     def test_worse_counts(self, worse: dict[str, Any], told: str) -> None:
-        found = [*budgets.count_misses(table(), [replace(COUNTED, **worse)])]
+        found = [*budgets.count_misses(table(), "cuda", [replace(COUNTED, **worse)])]
         assert found == [f"demod_act float16 NCHW: {told}"]
 
     def test_exceptions(self) -> None:
         listed = {"op": COUNTED.name, "what": "bytes", "ratio": 1.3, "why": "because"}
         excused = table(exceptions=[listed])
-        assert [*budgets.count_misses(excused, [replace(COUNTED, bytes=1.3)])] == []
-        assert [*budgets.count_misses(excused, [replace(COUNTED, bytes=1.31)])] == [
+        assert [*budgets.count_misses(excused, "cuda", [replace(COUNTED, bytes=1.3)])] == []
+        assert [*budgets.count_misses(excused, "cuda", [replace(COUNTED, bytes=1.31)])] == [
             f"{COUNTED.name}: bytes ÷ ideal is 1.31, allowed 1.3"
         ]
-        assert [*budgets.count_misses(excused, [COUNTED])] == [
+        assert [*budgets.count_misses(excused, "cuda", [COUNTED])] == [
             f"{COUNTED.name}: bytes is listed as an exception but is 1.02"
         ]
-        assert [*budgets.count_misses(excused, [])] == [
+        assert [*budgets.count_misses(excused, "cuda", [])] == [
             f"{COUNTED.name}: bytes is listed as an exception but not counted"
         ]
 
@@ -206,12 +238,14 @@ class TestComparison:
         listed = {"op": COUNTED.name, "what": "bytes", "ratio": 1.3, "why": "because"}
         before = table(exceptions=[listed])
         measured = {"sm_90": {KERNEL: replace(GOOD, registers=60)}}
-        after = budgets.updated(before, measured, [replace(COUNTED, bytes=1.4)])
+        after = budgets.updated(before, "cuda", measured)
+        after = budgets.recounted(after, [replace(COUNTED, bytes=1.4)])
         budgets.write(after, tmp_path / "budgets.json")
         assert budgets.read(tmp_path / "budgets.json") == after
         assert after["limits"] == before["limits"]
         assert after["exceptions"] == [{**listed, "ratio": 1.4}]
-        assert after["resources"][str(KERNEL)]["sm_90"]["registers"] == 64
+        assert after["cuda"][str(KERNEL)]["sm_90"]["registers"] == 64
+        assert after["triton"] == before["triton"]
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +255,7 @@ def measured() -> Measured:
     except UnavailableError as error:
         pytest.skip(str(error))
     nvcc = resources.loaded(module).build_info()["nvcc"]
-    if nvcc != budgets.read()["nvcc"]:
+    if nvcc != budgets.read()["compilers"]["cuda"]:
         pytest.skip(f"budgets are for another nvcc than {nvcc}")
     return resources.measure(module)
 
@@ -238,14 +272,14 @@ class TestBuilt:
 
     def test_budgets_hold(self, measured: Measured) -> None:
         assert measured
-        assert [*budgets.resource_misses(budgets.read(), measured)] == []
+        assert [*budgets.resource_misses(budgets.read(), "cuda", measured)] == []
 
     def test_a_planted_worse_kernel_is_found(self, measured: Measured) -> None:
         planted = budgets.read()
         architecture, found = next(iter(measured.items()))
         kernel = next(kernel for kernel in found if kernel.name == "fused_conv")
-        planted["resources"][str(kernel)][architecture]["mma"] += 1
-        [miss] = budgets.resource_misses(planted, measured)
+        planted["cuda"][str(kernel)][architecture]["mma"] += 1
+        [miss] = budgets.resource_misses(planted, "cuda", measured)
         assert miss.startswith(f"{kernel}, {architecture}: mma ")
 
 
@@ -253,7 +287,7 @@ class TestCounted:
     """Under the emulator's check build, which other tests build too."""
 
     def test_budgets_hold(self, counted: list[Counts]) -> None:
-        assert [*budgets.count_misses(budgets.read(), counted)] == []
+        assert [*budgets.count_misses(budgets.read(), "cuda", counted)] == []
 
     def test_every_kernel_is_counted(self, counted: list[Counts]) -> None:
         ops = {count.op.split()[0] for count in counted}
@@ -263,13 +297,15 @@ class TestCounted:
             "bias_act_double_backward",
             "demod_act",
             "demod_act_backward",
+            "scale_channels",
+            "scale_channels_backward",
             "upfirdn2d",
             "fused_conv",
         }
 
     def test_document_is_up_to_date(self, counted: list[Counts]) -> None:
         text = tables.DOCUMENT.read_text()
-        assert tables.part(text, "counts") == tables.counts_table(counted)
+        assert tables.part(text, "cuda counts") == tables.counts_table(counted)
 
 
 class TestDocument:

@@ -1,14 +1,28 @@
-"""`python -m benchmarks.kernels`: what the CUDA kernels take and move, as Markdown; with --check, against the budgets.
+"""`python -m benchmarks.kernels`: what the CUDA and Triton kernels take and move, as Markdown; with --check, against the
+budgets.
 
-Resources are read from the built gpseg._cuda, accesses are counted under the emulator of tests/simt. No GPU is needed.
+Resources of CUDA's are read from the built gpseg._cuda, those of Triton's from what it compiles ahead of time; accesses are
+counted under the emulators of tests/. No GPU is needed, and either half does without the other.
 """
 
 import argparse
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks import roofline
-from benchmarks.kernels import budgets, counts, resources, tables
+from benchmarks.kernels import (
+    budgets,
+    comparison,
+    counts,
+    resources,
+    tables,
+    triton_counts,
+    triton_resources,
+)
+from benchmarks.kernels.budgets import Half
+from benchmarks.kernels.resources import UnavailableError
 
 
 def parse() -> argparse.Namespace:
@@ -27,29 +41,51 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def available(what: str, measures: Mapping[Half, Callable[[], Any]]) -> dict[Half, Any]:
+    """What can be measured here; of the rest it says why not."""
+    found: dict[Half, Any] = {}
+    for half, measure in measures.items():
+        try:
+            found[half] = measure()
+        except UnavailableError as error:
+            print(f"no {what} of {half}'s kernels: {error}", file=sys.stderr)
+    return found
+
+
 def main() -> None:
     """Measure, then compare, write or print."""
     arguments = parse()
-    try:
-        measured = resources.measure(arguments.module or resources.built())
-    except resources.UnavailableError as error:
-        if arguments.write or arguments.check:
-            sys.exit(f"no resources to measure: {error}")
-        print(f"no resources to measure: {error}", file=sys.stderr)
-        measured = {}
+    measured = available(
+        "resources",
+        {
+            "cuda": lambda: resources.measure(arguments.module or resources.built()),
+            "triton": triton_resources.measure,
+        },
+    )
+    counted = available("counts", {"cuda": counts.measure, "triton": triton_counts.measure})
+    if not measured and (arguments.check or arguments.write):
+        sys.exit("there are no resources to compare")
     table = budgets.read()
-    if arguments.write and (missing := budgets.architectures(table) - measured.keys()):
-        sys.exit(f"the module was not built for {', '.join(sorted(missing))}, which have budgets")
-    counted = counts.measure()
     if arguments.write:
-        table = budgets.updated(table, measured, counted)
+        if len(measured) + len(counted) < 4:
+            sys.exit("to write, everything must be measured")
+        for half, found in measured.items():
+            if missing := budgets.architectures(table, half) - found.keys():
+                sys.exit(f"{half}: not for {', '.join(sorted(missing))}, which have budgets")
+            table = budgets.updated(table, half, found)
+        table = budgets.recounted(table, [c for found in counted.values() for c in found])
         budgets.write(table)
     parts = {
-        "resources": tables.resources_table(measured, arguments.every),
-        "counts": tables.counts_table(counted),
+        **{
+            f"{half} resources": tables.resources_table(found, arguments.every)
+            for half, found in measured.items()
+        },
+        **{f"{half} counts": tables.COUNTS[half](found) for half, found in counted.items()},
         "exceptions": tables.exceptions_table(table),
         "roofline": roofline.table(),
     }
+    if len(measured) == len(counted) == 2:
+        parts["side by side"] = comparison.table(measured, counted)
     if arguments.write:
         text = tables.DOCUMENT.read_text()
         for name, content in parts.items():
@@ -57,8 +93,14 @@ def main() -> None:
         tables.DOCUMENT.write_text(text)
     if arguments.check or arguments.write:
         misses = [
-            *budgets.resource_misses(table, measured),
-            *budgets.count_misses(table, counted),
+            miss
+            for half, found in measured.items()
+            for miss in budgets.resource_misses(table, half, found)
+        ]
+        misses += [
+            miss
+            for half, found in counted.items()
+            for miss in budgets.count_misses(table, half, found)
         ]
         sys.exit("\n".join(misses) or 0)
     print("\n\n".join(parts.values()))

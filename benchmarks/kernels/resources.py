@@ -50,14 +50,15 @@ class Resources:
     Args:
         registers: of a thread.
         stack: bytes of local memory of a thread.
-        spills: instructions that read or write local memory.
+        spills: instructions that read or write local memory; of AMD's, registers that are spilled.
         shared: bytes of static shared memory of a block.
         dynamic: bytes of dynamic shared memory of a block, at its largest tile.
         threads: of a block.
         loads, stores: instructions on global memory of 16 bytes a thread, asynchronous copies among the loads.
         copies: asynchronous copies to shared memory.
         ldmatrix, mma: instructions that feed and use the tensor cores.
-        blocks: that a multiprocessor holds at once.
+        mma_family: which instructions the latter are; "" if there are none.
+        blocks: that a multiprocessor holds at once; None where that can't be told.
         occupancy: the share of its threads that they are.
     """
 
@@ -72,8 +73,28 @@ class Resources:
     copies: int
     ldmatrix: int
     mma: int
-    blocks: int
-    occupancy: float
+    mma_family: str
+    blocks: int | None
+    occupancy: float | None
+
+
+SHARED = {
+    "sm_80": 163 * 1024,
+    "sm_90": 227 * 1024,
+    "sm_100": 227 * 1024,
+    "sm_120": 99 * 1024,
+    "gfx942": 64 * 1024,
+}
+"""Bytes of shared memory that a block may have, by architecture."""
+
+MMA_FAMILIES = {
+    "sm_80": "HMMA",
+    "sm_90": "HGMMA",
+    "sm_100": "UTCHMMA",
+    "sm_120": "HMMA",
+    "gfx942": "v_mfma",
+}
+"""The tensor-core instructions in half types that an architecture reaches its peak with."""
 
 
 # --- names
@@ -89,6 +110,9 @@ def _enumerations() -> dict[str, list[str]]:
             found[name] = [value.strip() for value in values.split(",") if value.strip()]
     return found
 
+
+_OCCUPANCY_KNOWN = ((8, 0), (9, 0), (10, 0))
+"""Compute capabilities that `gpseg._cuda.occupancy` knows."""
 
 _DTYPES = {
     "__half": "float16",
@@ -182,7 +206,9 @@ def launch_bounds(text: str) -> dict[str, int]:
 def instructions(text: str) -> dict[str, Counter[str]]:
     """How many of the instructions that are looked at each function has, from `nvdisasm -c`."""
     found: dict[str, Counter[str]] = {}
-    pattern = r"^\t\.section\t\.text\.([^,\s]+)|\*/ +(?:@!?\w+ )? *((?:LD|ST|HMMA)[\w.]+)"
+    pattern = (
+        r"^\t\.section\t\.text\.([^,\s]+)|\*/ +(?:@!?\w+ )? *((?:LD|ST|HMMA|HGMMA|UTCHMMA)[\w.]*)"
+    )
     function: Counter[str] = Counter()
     for match in re.finditer(pattern, text, re.MULTILINE):
         if match[1]:
@@ -204,7 +230,7 @@ def _sum(counts: Counter[str], *opcodes: str, wide: bool = False) -> int:
 # --- the built module
 
 
-def _tool(name: str) -> str:
+def tool(name: str) -> str:
     """One of CUDA's binary tools: torch brings triton, whose wheel has them."""
     spec = importlib.util.find_spec("triton")
     for parent in (spec.submodule_search_locations or ()) if spec else ():
@@ -217,7 +243,8 @@ def _tool(name: str) -> str:
     return found
 
 
-def _output(*command: str | Path, given: str | None = None, where: Path | None = None) -> str:
+def output(*command: str | Path, given: str | None = None, where: Path | None = None) -> str:
+    """What a command prints."""
     done = subprocess.run(
         command, input=given, cwd=where, capture_output=True, text=True, check=True
     )
@@ -254,7 +281,7 @@ def measure(module: Path) -> dict[str, dict[Kernel, Resources]]:
     found: dict[str, dict[Kernel, Resources]] = {}
     cuda = loaded(module)
     with tempfile.TemporaryDirectory() as folder:
-        _output(_tool("cuobjdump"), "-xelf", "all", module.resolve(), where=Path(folder))
+        output(tool("cuobjdump"), "-xelf", "all", module.resolve(), where=Path(folder))
         for cubin in sorted(Path(folder).glob("*.cubin")):
             architecture = re.findall(r"sm_\d+", cubin.name)[-1]
             found.setdefault(architecture, {}).update(_of_cubin(cubin, architecture, cuda))
@@ -265,37 +292,53 @@ def measure(module: Path) -> dict[str, dict[Kernel, Resources]]:
 
 
 def _of_cubin(cubin: Path, architecture: str, cuda: Any) -> Iterator[tuple[Kernel, Resources]]:
-    functions = usages(_output(_tool("cuobjdump"), "-res-usage", cubin))
-    threads = launch_bounds(_output(_tool("cuobjdump"), "-elf", cubin))
-    code = instructions(_output(_tool("nvdisasm"), "-c", cubin))
-    demangled = _output("c++filt", given="\n".join(functions)).splitlines()
+    functions = usages(output(tool("cuobjdump"), "-res-usage", cubin))
+    threads = launch_bounds(output(tool("cuobjdump"), "-elf", cubin))
+    code = instructions(output(tool("nvdisasm"), "-c", cubin))
+    demangled = output("c++filt", given="\n".join(functions)).splitlines()
+    for (function, usage), name in zip(functions.items(), demangled, strict=True):
+        kernel, counts = kernel_of(name), code[function]
+        dynamic = dynamic_shared(kernel, cuda)
+        yield (
+            kernel,
+            resources_of(architecture, usage, counts, threads[function], dynamic, cuda),
+        )
+
+
+def resources_of(
+    architecture: str,
+    usage: Usage,
+    counts: Counter[str],
+    threads: int,
+    dynamic: int,
+    cuda: Any | None,
+) -> Resources:
+    """What the tools say of a kernel for an NVIDIA GPU, put together; cuda is gpseg._cuda, if there is one."""
     capability = divmod(int(architecture[3:]), 10)
     # from 9.0 on the tools count what the system keeps of each block's shared memory
     reserved = 0 if capability < (9, 0) else 1024
-    for (function, usage), name in zip(functions.items(), demangled, strict=True):
-        kernel, counts = kernel_of(name), code[function]
-        shared, dynamic = max(usage.shared - reserved, 0), dynamic_shared(kernel, cuda)
-        blocks, share = cuda.occupancy(
-            capability, usage.registers, threads[function], shared, dynamic
-        )
-        yield (
-            kernel,
-            Resources(
-                registers=usage.registers,
-                stack=max(usage.stack, usage.local),
-                spills=_sum(counts, "LDL", "STL"),
-                shared=shared,
-                dynamic=dynamic,
-                threads=threads[function],
-                loads=_sum(counts, "LDG", "LDGSTS", wide=True),
-                stores=_sum(counts, "STG", wide=True),
-                copies=_sum(counts, "LDGSTS"),
-                ldmatrix=_sum(counts, "LDSM"),
-                mma=_sum(counts, "HMMA"),
-                blocks=blocks,
-                occupancy=share,
-            ),
-        )
+    shared = max(usage.shared - reserved, 0)
+    blocks, share = None, None
+    if cuda is not None and capability in _OCCUPANCY_KNOWN:
+        blocks, share = cuda.occupancy(capability, usage.registers, threads, shared, dynamic)
+    mma = {family: _sum(counts, family) for family in set(MMA_FAMILIES.values())}
+    family = max(mma, key=lambda name: mma[name])
+    return Resources(
+        registers=usage.registers,
+        stack=max(usage.stack, usage.local),
+        spills=_sum(counts, "LDL", "STL"),
+        shared=shared,
+        dynamic=dynamic,
+        threads=threads,
+        loads=_sum(counts, "LDG", "LDGSTS", wide=True),
+        stores=_sum(counts, "STG", wide=True),
+        copies=_sum(counts, "LDGSTS"),
+        ldmatrix=_sum(counts, "LDSM"),
+        mma=mma[family],
+        mma_family=family if mma[family] else "",
+        blocks=blocks,
+        occupancy=share,
+    )
 
 
 def dynamic_shared(kernel: Kernel, cuda: Any) -> int:

@@ -2,13 +2,15 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from benchmarks.kernels.budgets import Budgets, Measured
+from benchmarks.kernels.budgets import TRITON, Budgets, Half, Measured
+from benchmarks.kernels.cases import LAYOUTS
 from benchmarks.kernels.counts import Counts, Line
 from benchmarks.kernels.resources import Kernel, Resources
+from benchmarks.kernels.triton_counts import TritonCounts
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "kernels.md"
 
@@ -21,12 +23,13 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _family(kernel: Kernel) -> tuple[str, str, str]:
     """Name, element type, and what of the instance decides how memory is accessed or tiles are cut."""
-    accesses = ("vectors", "elements", "columns", "channels")
+    accesses = ("vectors", "elements", "columns", "channels", *LAYOUTS)
     words = [word for word in kernel.instance.split() if word in accesses or "×" in word]
     return kernel.name, kernel.dtype, " ".join(words)
 
 
-def _span(values: Iterable[int], unit: str = "") -> str:
+def span(values: Iterable[int], unit: str = "") -> str:
+    """The least and the most of them."""
     low, *_, high = sorted([*values] * 2)
     return f"{low}{unit}" if low == high else f"{low}–{high}{unit}"
 
@@ -41,7 +44,8 @@ def resources_table(measured: Measured, every: bool = False) -> str:
             row = (kernel.name, kernel.dtype, kernel.instance) if every else _family(kernel)
             rows[row][architecture].append(resources)
     heads = ["kernel", "type", "instances", *(f"registers {a}" for a in measured), "spills"]
-    heads += ["16-byte loads", "stores", "mma", *(f"occupancy {a}" for a in measured)]
+    occupied = [a for a, found in measured.items() if any(r.blocks for r in found.values())]
+    heads += ["shared KB", "16-byte loads", "stores", "mma", *(f"occupancy {a}" for a in occupied)]
     lines = []
     for (name, dtype, instance), by_architecture in rows.items():
         per_architecture = [by_architecture[a] for a in measured]
@@ -49,22 +53,46 @@ def resources_table(measured: Measured, every: bool = False) -> str:
         count = len(per_architecture[0])
         lines.append(
             [
-                name,
+                name.removeprefix(TRITON),
                 dtype,
                 instance if every else f"{count} {instance}".strip(),
-                *(_span(r.registers for r in resources) for resources in per_architecture),
-                _span(r.spills for r in all_of_them),
-                _span(r.loads for r in all_of_them),
-                _span(r.stores for r in all_of_them),
-                _span(r.mma for r in all_of_them),
-                *(_occupancy(resources) for resources in per_architecture),
+                *(span(r.registers for r in resources) for resources in per_architecture),
+                span(r.spills for r in all_of_them),
+                span(-(-(r.shared + r.dynamic) // 1024) for r in all_of_them),
+                span(r.loads for r in all_of_them),
+                span(r.stores for r in all_of_them),
+                _mma(all_of_them),
+                *(_occupancy(by_architecture[a]) for a in occupied),
             ]
         )
     return markdown(heads, lines)
 
 
+def _mma(resources: Iterable[Resources]) -> str:
+    """Tensor-core instructions, by family."""
+    by_family: dict[str, list[int]] = defaultdict(list)
+    for found in resources:
+        if found.mma:
+            by_family[found.mma_family].append(found.mma)
+    return ", ".join(f"{family} {span(n)}" for family, n in by_family.items()) or "0"
+
+
 def _occupancy(resources: Iterable[Resources]) -> str:
-    return _span((round(100 * r.occupancy) for r in resources), " %")
+    return span((round(100 * r.occupancy) for r in resources if r.occupancy is not None), " %")
+
+
+def triton_counts_table(counts: Iterable[TritonCounts]) -> str:
+    """Ops by layout, the element types side by side."""
+    by_problem = groupby(
+        sorted(counts, key=lambda c: (c.layout, c.op)), key=lambda c: (c.op, c.layout)
+    )
+    lines = []
+    for (op, layout), group in by_problem:
+        types = list(group)
+        cells = [[c.dtype for c in types], [f"{c.once:.2f}" for c in types]]
+        cells.append([f"{c.asked:.2f}" for c in types])
+        lines.append([op, layout, *(" / ".join(cell) for cell in cells)])
+    return markdown(["op", "layout", "types", "bytes", "bytes asked for"], lines)
 
 
 def counts_table(counts: Iterable[Counts]) -> str:
@@ -86,6 +114,12 @@ def counts_table(counts: Iterable[Counts]) -> str:
     return markdown(heads, lines)
 
 
+COUNTS: dict[Half, Callable[..., str]] = {
+    "cuda": counts_table,
+    "triton": triton_counts_table,
+}
+
+
 def _ratio(line: Line | None) -> str:
     return "–" if line is None else f"{line.ratio:.2f}"
 
@@ -95,6 +129,10 @@ def exceptions_table(budgets: Budgets) -> str:
     lines = [
         [f"{e['kernel']}, {e['architecture']}", f"{e['spills']} spills", e["why"]]
         for e in budgets["spilling"]
+    ]
+    lines += [
+        [f"{e['kernel']}, {e['architecture']}", e["family"] or "no mma", e["why"]]
+        for e in budgets["other_mma"]
     ]
     lines += [[e["op"], f"{e['what']} {e['ratio']:.2f}", e["why"]] for e in budgets["exceptions"]]
     return markdown(["where", "value", "why"], lines)
