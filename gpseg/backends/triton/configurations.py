@@ -63,9 +63,48 @@ class Row:
 
 HALF = frozenset({torch.float16, torch.bfloat16})
 
-_POINTWISE: tuple[Row, ...] = ()
+_WALK = {"walk": 16, "programs": 4096}
+"""At most so many tiles for a program, as long as there are so many programs."""
 
-_UPFIRDN2D: tuple[Row, ...] = ()
+_POINTWISE: tuple[Row, ...] = (
+    # 16 bytes a thread in a row of a warp; four rows a warp forward, two where sums are kept in registers
+    Row("bias_act_fwd_kernel", Configuration({"elements": 2048, "columns": 128})),
+    Row("bias_act_fwd_kernel", Configuration({"elements": 4096, "columns": 256}), HALF),
+    Row("bias_act_bwd_kernel", Configuration({**_WALK, "elements": 1024, "columns": 128})),
+    Row("bias_act_bwd_kernel", Configuration({**_WALK, "elements": 2048, "columns": 256}), HALF),
+    Row("bias_act_double_bwd_kernel", Configuration({**_WALK, "elements": 1024, "columns": 128})),
+    Row(
+        "bias_act_double_bwd_kernel",
+        Configuration({**_WALK, "elements": 2048, "columns": 256}),
+        HALF,
+    ),
+)
+
+_STRIP = {"rows": 32, "least_rows": 4, "programs": 512}
+
+_UPFIRDN2D: tuple[Row, ...] = (
+    # In planes the L1 cache serves each tap to each thread by itself, 128 bytes a cycle: lanes lie side by side.
+    Row(
+        "upfirdn2d_fwd_kernel",
+        Configuration({**_STRIP, "elements": 512, "neighbours": 128, "vector_bytes": 4}),
+        shape="planes",
+    ),
+    Row(
+        "upfirdn2d_fwd_kernel",
+        Configuration({**_STRIP, "elements": 512, "neighbours": 32, "vector_bytes": 16}),
+        shape="channels_last",
+    ),
+    Row(
+        "upfirdn2d_fwd_kernel",
+        Configuration({**_STRIP, "elements": 1024, "neighbours": 32, "vector_bytes": 16}),
+        HALF,
+        shape="channels_last",
+    ),
+    Row(
+        "upfirdn2d_generic_kernel",
+        Configuration({"elements": 256, "neighbours": 128, "vector_bytes": 4}),
+    ),
+)
 
 _CONVOLUTION: tuple[Row, ...] = ()
 
