@@ -1,5 +1,7 @@
 """The emulator itself: right kernels give right numbers, and a fault planted in one is found at its line."""
 
+import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ if (reason := emulator.missing()) is not None:
 from ttsem.memory import Memory
 from ttsem.sanitize import KernelFault
 
+from gpseg.backends.triton import bias_act
 from tests.emulated_triton import faults
 
 SOURCE = Path(faults.__file__)
@@ -144,3 +147,22 @@ def test_tuples_carried_through_loops() -> None:
     y = torch.full((2, 16), torch.nan)
     emulator.run(faults.sums_kernel, 1, x, y, ROWS=6, BLOCK=16)
     torch.testing.assert_close(y, torch.stack([x[::2].sum(0), x[1::2].sum(0)]))
+
+
+def test_a_fault_in_a_kernel_of_the_package_is_found(tmp_path: Path) -> None:
+    """The way from a call of the backend to a report is not blind: a mask is taken out of a copy of its kernels."""
+    text, planted = re.subn(
+        r"(tl\.store\(y_ptr.*), mask=\w+\)", r"\1)", Path(bias_act.__file__).read_text()
+    )
+    assert planted == 1
+    copy = tmp_path / "bias_act.py"
+    copy.write_text(text)
+    spec = importlib.util.spec_from_file_location("bias_act_with_a_fault", copy)
+    faulty = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(faulty)
+    line = 1 + text[: text.index("tl.store(y_ptr")].count("\n")
+    call = torch.ones(2, 3, 5, 1), None, 1, "linear", 0.0, 1.0, -1.0
+    assert bias_act.bias_act(*call).sum() == 30
+    report = rf"bias_act\.py:{line}: tl\.store.*writes 2 element.*passed as `y_ptr`"
+    with pytest.raises(KernelFault, match=report):
+        faulty.bias_act(*call)
