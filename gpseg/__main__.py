@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import importlib.metadata
 import os
 import platform
 from collections.abc import Callable
@@ -33,6 +34,13 @@ def cuda_summary(info: dict[str, Any]) -> str:
     return f"{', '.join(info['archs'])}; nvcc {info['nvcc']}"
 
 
+def triton_version() -> str | None:
+    """Version of Triton, whatever its distribution is called; None without one."""
+    for name in importlib.metadata.packages_distributions().get("triton", ()):
+        return importlib.metadata.version(name)
+    return None
+
+
 def devices() -> list[str]:
     """The processor and every GPU, as a person would name them."""
     cpu = f"cpu, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
@@ -49,6 +57,7 @@ def describe() -> str:
         *(("device", device) for device in devices()),
         ("CPU kernels", kernels("gpseg._C", cpu_summary)),
         ("CUDA kernels", kernels("gpseg._cuda", cuda_summary)),
+        ("Triton", triton_version() or "not installed"),
     ]
     lines = [f"{name:<14}{value}" for name, value in facts]
     lines += ["", f"{'backend':<14}state"]

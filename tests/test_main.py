@@ -1,6 +1,7 @@
 """`python -m gpseg`."""
 
 import importlib.machinery
+import importlib.metadata
 import platform
 import subprocess
 import sys
@@ -31,8 +32,9 @@ def test_prints_versions_devices_and_backends() -> None:
         assert f"{name:<14}{value}" in lines
     assert any(line.startswith("device        cpu, ") for line in lines)
     table = [line.split(maxsplit=1) for line in lines[lines.index("backend       state") + 1 :]]
-    assert [name for name, _ in table] == list(ops.backends())
-    assert all((state == "on") == (ops.backends()[name] is None) for name, state in table)
+    wanted = {**ops.backends(), "ttsem": "the emulator is for tests"}
+    assert [name for name, _ in table] == list(wanted)
+    assert all((state == "on") == (wanted[name] is None) for name, state in table)
 
 
 def test_gives_the_reason_of_a_backend_that_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,6 +74,22 @@ def test_says_why_kernels_do_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path:
     (line,) = (x for x in command.describe().splitlines() if x.startswith("CUDA kernels"))
     assert "do not load" in line
     assert f"_cuda{suffix}" in line
+
+
+@pytest.mark.parametrize(
+    ("distributions", "line"),
+    [
+        ({}, "Triton        not installed"),
+        ({"triton": ["pytorch-triton-rocm"]}, "Triton        3.9 of pytorch-triton-rocm"),
+    ],
+)
+def test_names_tritons_version(
+    distributions: dict[str, list[str]], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = importlib.metadata
+    monkeypatch.setattr(metadata, "packages_distributions", lambda: distributions)
+    monkeypatch.setattr(metadata, "version", lambda name: f"3.9 of {name}")
+    assert line in command.describe().splitlines()
 
 
 def test_refuses_arguments(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -25,6 +25,17 @@ _ROUNDS = 7
 
 _FLUSH = 256 * 2**20
 """Bytes: more than the second-level cache of any GPU."""
+
+
+@contextlib.contextmanager
+def switched(on: bool) -> Iterator[None]:
+    """Measure, or don't, within it."""
+    global benchmark
+    before, benchmark = benchmark, on
+    try:
+        yield
+    finally:
+        benchmark = before
 
 
 def fastest(
@@ -127,6 +138,10 @@ class _Memory:
                     with replacing(self._read) as temporary:
                         temporary.write_text(json.dumps(self._choices, indent=1, sort_keys=True))
 
+    def all(self) -> Choices:
+        with self._lock:
+            return {device: dict(choices) for device, choices in self._choices.items()}
+
     def clear(self) -> None:
         with self._lock:
             self._choices, self._read = {}, None
@@ -164,6 +179,11 @@ def _name(device: torch.device) -> str:
 
 
 _memory = _Memory()
+
+
+def choices() -> Choices:
+    """What was measured or read from the file so far."""
+    return _memory.all()
 
 
 def forget() -> None:

@@ -1,14 +1,15 @@
-"""How fast the operators are on a GPU, each by all its routes, and the usual ways of composing them, in turn."""
+"""How fast the operators are on a GPU, each by all its routes and with measured choices, and the usual ways of composing them, in turn."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from gpseg import ops
-from gpseg.backends import refusal, routes
+from gpseg.backends import measured, refusal, routes
 from gpseg.backends.devices import Gpu
 from gpseg.selftest import grouped, textbook, work
 from gpseg.selftest.checks import one_line
@@ -48,6 +49,7 @@ class RaceResult:
         bytes_per_second: of what has to be moved at least, by `gpseg.selftest.work`.
         operations_per_second: of the convolution; None without one.
         of_bandwidth, of_peak: shares of what the GPU can do; None where that is not known.
+        choices: what it measured to be the fastest, as `gpseg.backends.measured` has it.
         error: why it could not be timed.
     """
 
@@ -58,6 +60,7 @@ class RaceResult:
     operations_per_second: float | None = None
     of_bandwidth: float | None = None
     of_peak: float | None = None
+    choices: measured.Choices = field(default_factory=dict)
     error: str = ""
 
 
@@ -95,6 +98,8 @@ def _timed(
         layout: inputs(race.problem, DTYPES[race.dtype], layout == "channels_last", device)
         for layout in ("nchw", "channels_last")
     }
+    measured.forget()
+    contestants: dict[str, Contestant] = {}
     calls: dict[str, Call] = {}
     for contestant, layout in _contestants(race, backends, drawn[race.layout]):
         try:
@@ -103,10 +108,11 @@ def _timed(
         except Exception as error:  # memory, a compiler that is not there: the others still run
             yield RaceResult(race, contestant.name, None, error=one_line(error))
         else:
-            calls[contestant.name] = call
+            contestants[contestant.name], calls[contestant.name] = contestant, call
     gpu = work.PEAKS.get(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     for name, timing in interleaved(calls, seconds, timer).items() if calls else ():
-        yield _row(race, name, timing, gpu)
+        row = _row(race, name, timing, gpu)
+        yield replace(row, choices=measured.choices()) if contestants[name].measure else row
 
 
 def _contestants(
@@ -123,10 +129,25 @@ def _contestants(
         yield Contestant("grouped", grouped), race.layout
     for backend in backends:
         yield Contestant(backend, ops, backend), race.layout
-        with ops.use_backend(backend), routes.forced(routes.COMPOSED) as chosen, torch.no_grad():
-            race.problem.call(ops, tensors)
+        for variant in _variants(race.problem, backend, tensors):
+            yield variant, race.layout
+
+
+def _variants(problem: Problem, backend: str, tensors: dict[str, Tensor]) -> list[Contestant]:
+    """The backend by each route and by measurement, as far as it has a choice; none if it fails, which its row says."""
+    measuring = Contestant(f"{backend}, measured", ops, backend, measure=True)
+    variants = []
+    with contextlib.suppress(Exception), torch.no_grad():
+        with ops.use_backend(backend), routes.forced(routes.COMPOSED) as chosen:
+            problem.call(ops, tensors)
         for route in (routes.FUSED, routes.COMPOSED) if chosen else ():
-            yield Contestant(f"{backend}, {route}", ops, backend, route), race.layout
+            variants.append(Contestant(f"{backend}, {route}", ops, backend, route))
+        known = measured.choices()
+        with measuring.forced():
+            problem.call(ops, tensors)
+        if measured.choices() != known:
+            variants.append(measuring)
+    return variants
 
 
 def _row(race: Race, name: str, timing: Timing, gpu: Gpu | None) -> RaceResult:

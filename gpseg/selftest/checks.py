@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gpseg import ops
-from gpseg.backends import refusal, routes
+from gpseg.backends import measured, refusal, routes
 from gpseg.selftest.comparison import (
     DIRECTIONS,
     DTYPES,
@@ -203,6 +203,12 @@ def _cuda_graph(case: Case) -> Finding:
     return _same(got, step())
 
 
+def _measured(case: Case) -> Finding:
+    """With choices of routes and launch configurations made by measurement."""
+    with routes.forced(None), measured.switched(True):
+        return _textbook(case)
+
+
 def _beyond_int32(case: Case) -> Finding:
     """More than 2³¹ elements: the samples on both sides of that, against the same samples by themselves."""
     problem = by_name(case.problem)
@@ -232,6 +238,7 @@ CHECKS: dict[str, Callable[[Case], Finding]] = {
     "repeated": _repeated,
     "side stream": _side_stream,
     "CUDA graph": _cuda_graph,
+    "measured": _measured,
     "beyond int32": _beyond_int32,
 }
 
@@ -252,6 +259,7 @@ def cases(backends: Sequence[str], devices: Sequence[str]) -> list[Case]:
         product(["repeated"], SITUATIONS, backends, whole, DTYPES, LAYOUTS, once),
         product(["side stream"], SITUATIONS, backends, gpus, floats, LAYOUTS, once),
         product(["CUDA graph"], SITUATIONS, backends, gpus, floats, LAYOUTS, once),
+        product(["measured"], SITUATIONS, own, gpus, floats, LAYOUTS, ["backward"]),
         product(["beyond int32"], large, own, gpus, ["bf16"], LAYOUTS, once),
         product(
             ["textbook"],

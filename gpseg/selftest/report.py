@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import gpseg
-from gpseg.__main__ import describe
+from gpseg.__main__ import describe, triton_version
 from gpseg.atomic import replacing
 from gpseg.errors import InputError
 from gpseg.selftest.benchmark import RaceResult
@@ -36,6 +36,8 @@ def environment() -> dict[str, Any]:
         "gpseg": gpseg.__version__,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "triton": triton_version(),
         "cudnn": torch.backends.cudnn.version() if gpus else None,
         "driver": _driver(),
         "platform": platform.platform(),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gpseg import ops
-from gpseg.backends import NAMES, routes
+from gpseg.backends import NAMES, measured, routes
 from gpseg.selftest import textbook
 from gpseg.selftest.problems import Problem
 
@@ -36,17 +36,23 @@ class Contestant:
         operators: module, or other object, that has functions with the signatures of `gpseg.ops`.
         backend: forced for `gpseg.ops`; None for none.
         route: forced for `gpseg.ops`, as in `gpseg.backends.routes`; None for none.
+        measure: choices are made by measurement, as with `gpseg.ops.benchmark`.
     """
 
     name: str
     operators: Any
     backend: str | None = None
     route: str | None = None
+    measure: bool = False
 
     @contextlib.contextmanager
     def forced(self) -> Iterator[None]:
-        """Force backend and route."""
-        with ops.use_backend(self.backend), routes.forced(self.route):
+        """Force backend, route and measurement."""
+        with (
+            ops.use_backend(self.backend),
+            routes.forced(self.route),
+            measured.switched(self.measure),
+        ):
             yield
 
 
@@ -111,7 +117,7 @@ def prepare(
         y = function(**tensors, **arguments)
 
     def backward() -> object:
-        with routes.forced(contestant.route):
+        with contestant.forced():
             return torch.autograd.grad(y, leaves, dy, retain_graph=True)
 
     return backward

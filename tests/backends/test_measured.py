@@ -63,6 +63,15 @@ def test_a_choice_holds_only_while_benchmark_is_on(timed: list[str]) -> None:
     assert measured.fastest(CPU, "problem", WAYS) is None
 
 
+@pytest.mark.parametrize("on", [True, False])
+def test_switched_for_a_while(on: bool, timed: list[str]) -> None:
+    ops.benchmark = not on
+    with measured.switched(on):
+        assert (measured.fastest(CPU, "problem", WAYS) is not None) == on
+    assert ops.benchmark is not on
+    assert measured.choices() == ({HERE: {"problem": "fast"}} if on else {})
+
+
 def test_only_what_is_known_is_used_in_a_cuda_graph(
     timed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

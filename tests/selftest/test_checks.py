@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpseg.backends import get
+from gpseg.backends import get, measured, routes
 from gpseg.selftest import checks, problems
 from gpseg.selftest.checks import CHECKS, Case, Finding, cases, rows
 from gpseg.selftest.problems import by_name
+from gpseg.selftest.timing import serving_backends
 
 EAGER = type(get("eager"))
 FIR = Case("textbook", "filter2d", "eager", "cpu", "f32", "nchw", "forward")
@@ -96,6 +97,23 @@ def test_too_little_memory_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> Non
 
     spoil(monkeypatch, "upfirdn2d", fill)
     assert finding(FIR).outcome == "skipped"
+
+
+def test_measured_choices_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def fastest(*_: object) -> str:
+        asked.append(measured.benchmark)
+        return routes.FUSED
+
+    def fused_conv(self: Any, x: Tensor, w: Any, conv: Any, size: Any, *_: Any) -> Any:
+        return x.new_zeros(size), x.new_zeros(size)
+
+    monkeypatch.setattr(measured, "fastest", fastest)
+    monkeypatch.setattr(EAGER, "fuses", lambda *_: True)
+    monkeypatch.setattr(EAGER, "fused_conv", fused_conv)
+    assert finding(replace(LAYER, check="measured")).outcome == "failed"
+    assert asked == [True]
 
 
 def test_both_routes_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,13 +229,15 @@ def test_cuda_graph(replayed: bool, steps: list[Any], monkeypatch: pytest.Monkey
 
 def test_cases_cover_what_each_device_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-        own = {"cuda": "cuda", "cpp": "cpu"}.get(backend, device.type)
+        own = {"cuda": "cuda", "triton": "cuda", "cpp": "cpu"}.get(backend, device.type)
         return None if own == device.type else "elsewhere"
 
     monkeypatch.setattr(checks, "refusal", refuses)
-    listed = cases(["cuda", "cpp", "eager"], ["cpu", "cuda:0", "cuda:1"])
+    listed = cases(["cuda", "triton", "cpp", "eager"], ["cpu", "cuda:0", "cuda:1"])
     assert len(set(listed)) == len(listed)
-    assert {c.check for c in listed if c.device == "cuda:0"} == set(CHECKS)
+    for backend in ("cuda", "triton"):
+        on_first = [c for c in listed if (c.backend, c.device) == (backend, "cuda:0")]
+        assert {c.check for c in on_first} == set(CHECKS)
     assert {c.check for c in listed if c.device == "cpu"} == {"textbook", "autocast", "repeated"}
     assert {c.check for c in listed if c.device == "cuda:1"} == {"textbook"}
     by_backend = Counter((c.backend, c.device) for c in listed if c.check == "textbook")
@@ -230,5 +250,7 @@ def test_cases_cover_what_each_device_is_for(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("check", CHECKS)
 def test_on_a_gpu(check: str) -> None:
-    case = next(c for c in cases(["cuda", "eager"], ["cuda:0"]) if c.check == check)
-    assert {row.finding.outcome for row in rows(case)} <= {"passed", "skipped"}
+    every = [c for c in cases(serving_backends(), ["cuda:0"]) if c.check == check]
+    for backend in {c.backend for c in every}:
+        case = next(c for c in every if c.backend == backend)
+        assert {row.finding.outcome for row in rows(case)} <= {"passed", "skipped"}

@@ -1,18 +1,18 @@
 """The benchmark of the self-test: who competes, in what, and what a contestant's failure does to the others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from gpseg.backends import get
+from gpseg.backends import get, measured, routes
 from gpseg.backends.devices import H100
 from gpseg.selftest import work
 from gpseg.selftest.benchmark import Race, _row, races, rows
 from gpseg.selftest.problems import LAYERS, NAMED, by_name
 from gpseg.selftest.report import race_table
-from gpseg.selftest.timing import Call, Timing, on_gpu
+from gpseg.selftest.timing import Call, Timing, on_gpu, serving_backends
 
 CPU = torch.device("cpu")
 LAYER = Race(by_name("layer"), "f32", "nchw", "forward+backward")
@@ -25,8 +25,11 @@ def once(call: Call) -> float:
 
 
 @pytest.fixture(autouse=True)
-def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.delenv("GPSEG_ROUTES", raising=False)
+    yield
+    measured.forget()
 
 
 def test_everyone_competes() -> None:
@@ -40,15 +43,32 @@ def test_everyone_competes() -> None:
     assert {r.of_bandwidth for r in results} == {None}
 
 
-def test_a_choice_of_routes_makes_three_contestants(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_choice_of_routes_makes_four_contestants(monkeypatch: pytest.MonkeyPatch) -> None:
     def fused_conv(self: Any, x: Any, w: Any, conv: Any, size: Any, *_: Any) -> Any:
         return x.new_zeros(size), x.new_zeros(size)
 
     eager = type(get("eager"))
     monkeypatch.setattr(eager, "fuses", lambda *_: True)
     monkeypatch.setattr(eager, "fused_conv", fused_conv)
-    results = rows(Race(by_name("layer"), "f32", "nchw", "forward"), ["eager"], CPU, once, 0)
-    assert [r.contestant for r in results][-3:] == ["eager", "eager, fused", "eager, composed"]
+    for _ in range(2):  # what one race measures, the next one does not know
+        results = rows(Race(by_name("layer"), "f32", "nchw", "forward"), ["eager"], CPU, once, 0)
+        variants = {r.contestant: r.choices for r in results[-4:]}
+        assert [*variants] == ["eager", "eager, fused", "eager, composed", "eager, measured"]
+        assert [*variants.values()][:3] == [{}] * 3
+        ((problem, route),) = variants["eager, measured"][f"cpu, torch {torch.__version__}"].items()
+        assert problem.startswith("backend=eager direction=forward")
+        assert route in (routes.FUSED, routes.COMPOSED)
+
+
+def test_a_backend_that_fails_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(get("eager"), "demod_act", broken, raising=False)
+    results = rows(LAYER, ["eager", "cpp"], CPU, once, 0)
+    (failed,) = (r for r in results if r.error)
+    assert (failed.contestant, failed.error) == ("eager", "RuntimeError: no such kernel")
+    assert "cpp" in [r.contestant for r in results]
 
 
 def test_who_fails_is_a_row_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,5 +120,5 @@ def test_quick_is_less() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu() -> None:
     device = torch.device("cuda:0")
-    results = rows(LAYER, ["cuda", "eager"], device, on_gpu(device, 2), 0)
+    results = rows(LAYER, serving_backends(), device, on_gpu(device, 2), 0)
     assert all(r.timing is not None and r.timing.median > 0 for r in results)

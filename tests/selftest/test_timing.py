@@ -41,8 +41,8 @@ def test_backends_that_only_serve_when_forced_do_not_compete(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(backends, "_off", lambda name: "no GPU" if name == "cuda" else None)
-    assert timing.serving_backends() == ["cpp", "eager"]
-    assert [c.name for c in contestants()] == ["textbook", "cpp", "eager"]
+    assert timing.serving_backends() == ["triton", "cpp", "eager"]
+    assert [c.name for c in contestants()] == ["textbook", "triton", "cpp", "eager"]
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward", "forward+backward"])
