@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gpseg.backends import measured
+from gpseg.backends.layout import memory_format_of
 from gpseg.backends.triton.configurations import TABLE, Configuration, Target, configuration
 
 Result = TypeVar("Result")
@@ -59,9 +60,9 @@ def configured(
         kernel: name in the table.
         x: the tensor whose type and device count.
         shape: shape class, as the kernel's module names it.
-        run: carries the call out, into tensors that it makes: with `gpseg.ops.benchmark` on, on a GPU, it is called
-            again and again, with other configurations, until the fastest one is known.
-        problem: what that depends on besides type and shape class; None: x's size.
+        run: carries the call out, to the same effect however often: with `gpseg.ops.benchmark` on, on a GPU, it is
+            called with other configurations too, until the fastest one is known.
+        problem: what that depends on besides type and shape class; None: x's size and layout.
     """
     target = target_of(x.device)
     usual = configuration(kernel, x.dtype, shape, target)
@@ -70,11 +71,11 @@ def configured(
     choices = _choices(kernel, x.dtype, shape, target)
     if len(choices) == 1:
         return run(usual)
-    sizes = "×".join(map(str, x.shape)) if problem is None else problem
+    if problem is None:
+        problem = f"{[*x.shape]} {memory_format_of(x)}"
     ways = {name: functools.partial(run, choice) for name, choice in choices.items()}
-    fastest = measured.fastest(
-        x.device, f"kernel={kernel} dtype={x.dtype} shape={shape} problem={sizes}", ways, _unfit()
-    )
+    whole = f"kernel={kernel} dtype={x.dtype} shape={shape} problem={problem}"
+    fastest = measured.fastest(x.device, whole, ways, _unfit())
     return run(usual if fastest is None else choices[fastest])
 
 

@@ -1,11 +1,10 @@
 """Launching: where, with which configuration, and how one is measured."""
 
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gpseg import ops
 from gpseg.backends import measured
@@ -30,10 +29,9 @@ TABLE = (
     Row("another", DEEP),
 )
 
-X: Any = SimpleNamespace(
-    device=torch.device("cuda:0"), dtype=torch.float16, shape=torch.Size([2, 3])
-)
-"""What a measurement asks of a tensor on a GPU."""
+with FakeTensorMode():
+    X = torch.empty(2, 3, 4, 4, dtype=torch.float16, device="cuda")
+    X_CHANNELS_LAST = X.contiguous(memory_format=torch.channels_last)
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +85,8 @@ def test_other_lines_are_measured_once_for_each_problem(timed: list[Configuratio
     assert len(timed) == count
     launch.configured("kernel", X, "planes", itself)
     launch.configured("kernel", X, "", itself, problem="another")
-    assert len(timed) == 3 * count
+    launch.configured("kernel", X_CHANNELS_LAST, "", itself)
+    assert len(timed) == 4 * count
 
 
 def test_what_does_not_fit_the_gpu_is_left_out(timed: list[Configuration]) -> None:
