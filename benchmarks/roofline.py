@@ -5,7 +5,8 @@ Sizes are those of StyleGAN2 at batch 8 in bfloat16.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from gpseg.backends.devices import A100, B200, H100, Gpu
 
@@ -23,19 +24,23 @@ class Sweep:
         name: what it does.
         moved: bytes it reads and writes.
         operations: floating-point ones, a multiply-add being two.
-        tensor: they are done by tensor cores, through an instruction that reaches their peak.
-        mma: they are done by tensor cores through `mma.sync`.
+        unit: what does them: "scalar" units, or tensor cores as libraries drive them ("tensor"), through `mma.sync`
+            ("mma") or as Triton's compiler does ("triton").
     """
 
     name: str
     moved: float
     operations: float
-    tensor: bool = False
-    mma: bool = False
+    unit: Literal["scalar", "tensor", "mma", "triton"] = "scalar"
 
     def time(self, gpu: Gpu) -> float:
         """Seconds on this GPU at its peak rates."""
-        peak = gpu.tensor * (gpu.mma if self.mma else 1.0) if self.tensor else gpu.scalar
+        peak = {
+            "scalar": gpu.scalar,
+            "tensor": gpu.tensor,
+            "mma": gpu.tensor * gpu.mma,
+            "triton": gpu.tensor * gpu.triton,
+        }[self.unit]
         return max(self.moved / gpu.bandwidth, self.operations / peak)
 
 
@@ -45,7 +50,8 @@ class Comparison:
 
     Args:
         name: operator and size.
-        fused: as it is here.
+        fused: as it is here, in CUDA.
+        triton: the same in Triton, where that makes a difference to the model.
         unfused: as calls of torch.
         usual: as StyleGAN code bases have it, where bias_act and upfirdn2d are one kernel each.
         composed: as it is here too, with torch's convolution between fused sweeps.
@@ -56,6 +62,7 @@ class Comparison:
     unfused: Sequence[Sweep]
     usual: Sequence[Sweep] = ()
     composed: Sequence[Sweep] = ()
+    triton: Sequence[Sweep] = ()
 
     def row(self) -> list[str]:
         """Name, bytes and operations here, and by GPU the times of all, in microseconds."""
@@ -64,9 +71,8 @@ class Comparison:
         )
         cells = [self.name, f"{moved / 1e6:.0f}", f"{operations / 1e9:.1f}"]
         for gpu in GPUS:
-            ways = [
-                sweeps for sweeps in (self.fused, self.composed, self.usual, self.unfused) if sweeps
-            ]
+            every = (self.fused, self.triton, self.composed, self.usual, self.unfused)
+            ways = [sweeps for sweeps in every if sweeps]
             cells.append(" / ".join(f"{sum(s.time(gpu) for s in w) * 1e6:.0f}" for w in ways))
         return cells
 
@@ -115,7 +121,8 @@ def activation(name: str, n: int, c: int, size: int, backward: bool = False) -> 
 def layer(name: str, n: int, i: int, o: int, size: int, k: int = 3, up: int = 1) -> Comparison:
     """A synthesis layer's forward for a gradient to follow, so that c is kept, `size` being its output's.
 
-    Here: the fused convolution (plain), or convolution with the style scale in its load and then one sweep (up = 2).
+    Here: the fused convolution (plain), or convolution with the style scale in its load and then one sweep (up = 2), in
+    CUDA and in Triton.
     As calls of torch: style scale, convolution, (FIR,) demodulation, noise, bias, activation, gain, clamp; as usual:
     demodulation and noise in one call, and what follows in another.
     """
@@ -123,23 +130,21 @@ def layer(name: str, n: int, i: int, o: int, size: int, k: int = 3, up: int = 1)
     weights = i * o * k * k * _BYTES
     operations = 2.0 * k * k * i * o * n * (size // up) ** 2
     taps = 2 * 16 * y / _BYTES
-    convolution = Sweep("convolution", x + weights + y, operations, tensor=True)
+    convolution = Sweep("convolution", x + weights + y, operations, "tensor")
     steps = ["demodulate", "noise", "bias", "lrelu", "gain", "clamp"]
     unfused = [pointwise("style scale", x, per_element=1), convolution]
     last = Sweep("FIR with epilogue", 3 * y, taps + 8 * y / _BYTES)
     composed = [*unfused, last if up > 1 else pointwise("epilogue", y, per_element=8)]
     if up > 1:
-        fused = [
-            Sweep("fused convolution", x + weights + y, operations, tensor=True, mma=True),
-            last,
-        ]
+        fused = [Sweep("fused convolution", x + weights + y, operations, "mma"), last]
         unfused.append(Sweep("FIR", 2 * y, taps))  # as calls of torch it is more than one
     else:
-        fused = [Sweep("fused convolution", x + weights + 2 * y, operations, tensor=True, mma=True)]
+        fused = [Sweep("fused convolution", x + weights + 2 * y, operations, "mma")]
+    triton = [replace(fused[0], unit="triton"), *fused[1:]]
     usual = list(unfused)
     usual += [pointwise("demodulate, noise", y, per_element=2), pointwise("bias_act", y)]
     unfused += [pointwise(s, y, per_element=1) for s in steps]
-    return Comparison(name, fused, unfused, usual, composed)
+    return Comparison(name, fused, unfused, usual, composed, triton)
 
 
 COMPARISONS = (

@@ -78,8 +78,8 @@ def use_backend(name: str | None) -> Iterator[None]:
 
     The backward pass of an op runs on the backend that its forward pass was forced to. Not so in a function that
     torch.compile compiled, whose graphs hold ops and no backends: each of its passes runs on what is forced in its
-    thread when it runs, and for GPU tensors autograd runs the backward in threads of its own, where nothing is. Within
-    such a function nothing can be forced.
+    thread when it runs, and for GPU tensors autograd runs the backward in threads of its own, where nothing is. Called
+    within such a function it breaks the graph.
 
     Raises:
         ValueError: there is no backend of that name.
