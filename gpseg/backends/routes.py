@@ -7,7 +7,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 import torch
@@ -144,20 +144,12 @@ def _route(problem: Problem, device: torch.device, ways: Mapping[str, Callable[[
         route, problems = _forced
         problems.append(problem)
         return route
-    if problem.dtype == "torch.float32" and tf32_allowed():
-        problem = replace(problem, dtype="tf32")
     known = measured.fastest(device, problem, ways)
     if known is not None:
         return known
     if device.type != "cuda":
         return FUSED  # an emulator, which is there to run the kernels
     return _modelled(problem, gpu_of(torch.cuda.get_device_capability(device)))
-
-
-def tf32_allowed() -> bool:
-    """Whether torch lets convolutions round float32 to TF32; `allow_tf32` of torch.backends.cudnn sets it too."""
-    allowed: bool = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
-    return allowed
 
 
 @functools.lru_cache(maxsize=4096)  # every call of an op asks
