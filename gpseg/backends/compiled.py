@@ -1,8 +1,7 @@
 """The kernels that csrc/ops.cpp binds, as a backend: tensors made dense, results allocated."""
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -11,6 +10,8 @@ from gpseg.backends.contract import Epilogue, Pair
 from gpseg.backends.layout import (
     accumulate_dtype,
     empty_in_layout_of,
+    flattened,
+    for_sums,
     in_layout_of,
     memory_format_of,
 )
@@ -63,8 +64,8 @@ class CompiledBackend:
     ) -> Tensor:
         """y = clamp(gain · act(x + b))."""
         x, y = in_layout_of(x, x), empty_in_layout_of(x, x.shape)
-        flat = _flattened(x, dim)
-        self._kernels.bias_act.default(x, _for_sums(b, x), *flat, act, alpha, gain, clamp, y)
+        flat = flattened(x, dim)
+        self._kernels.bias_act.default(x, for_sums(b, x), *flat, act, alpha, gain, clamp, y)
         return y
 
     def bias_act_backward(
@@ -82,7 +83,7 @@ class CompiledBackend:
         dy, x = in_layout_of(dy, x), in_layout_of(x, x)
         dx, db = empty_in_layout_of(x, x.shape), _sums_for(b, x)
         self._kernels.bias_act_backward.default(
-            dy, x, _for_sums(b, x), *_flattened(x, dim), act, alpha, gain, clamp, dx, db
+            dy, x, for_sums(b, x), *flattened(x, dim), act, alpha, gain, clamp, dx, db
         )
         return dx, _as_gradient(db, b)
 
@@ -105,11 +106,11 @@ class CompiledBackend:
         d2b = _sums_for(b, x)
         self._kernels.bias_act_double_backward.default(
             None if ddx is None else in_layout_of(ddx, x),
-            _for_sums(ddb, x),
+            for_sums(ddb, x),
             dy,
             x,
-            _for_sums(b, x),
-            *_flattened(x, dim),
+            for_sums(b, x),
+            *flattened(x, dim),
             act,
             alpha,
             gain,
@@ -207,10 +208,11 @@ class CompiledBackend:
         )
         return y, c
 
-    def fuses(self, x: Tensor, w: Tensor, conv: Convolution) -> bool:
-        """Whether `fused_conv` serves this convolution: channels_last half types, channels in eights, at most 3×3."""
+    def fuses(self, x: Tensor, w: Tensor, conv: Convolution, direction: str) -> bool:
+        """Whether there is a fused kernel: channels_last half types, channels in eights, at most 3×3; not for weights."""
         return (
             self._on_gpu
+            and direction != "weight_grad"
             and x.dtype in (torch.float16, torch.bfloat16)
             and memory_format_of(x) == torch.channels_last
             and x.data_ptr() % _ALIGNMENT == 0
@@ -236,7 +238,7 @@ class CompiledBackend:
         self._kernels.fused_conv.default(
             in_layout_of(x, x),
             _outputs_first(w, conv.transposed),
-            _for_sums(s, x),
+            for_sums(s, x),
             conv.stride,
             conv.padding,
             conv.transposed,
@@ -269,6 +271,10 @@ class CompiledBackend:
         assert ds is not None
         return dx, ds
 
+    def fused_conv_weight_grad(self, *_: object) -> NoReturn:
+        """There is none."""
+        raise NotImplementedError
+
     def _taps(self, f: Tensor | None, x: Tensor) -> Tensor | None:
         if f is None:
             return None
@@ -284,12 +290,7 @@ def _outputs_first(w: Tensor, transposed: bool) -> Tensor:
 def _flat(epilogue: Epilogue, x: Tensor) -> tuple[Any, ...]:
     """An epilogue as arguments of a kernel on x."""
     d, noise, b, *activation = epilogue
-    return _for_sums(d, x), _for_sums(noise, x), _for_sums(b, x), *activation
-
-
-def _for_sums(t: Tensor | None, x: Tensor) -> Tensor | None:
-    """A side input of an op on x, in the type that x is accumulated in."""
-    return None if t is None else t.to(accumulate_dtype(x.dtype)).contiguous()
+    return for_sums(d, x), for_sums(noise, x), for_sums(b, x), *activation
 
 
 def _sums_for(t: Tensor | None, x: Tensor) -> Tensor | None:
@@ -307,11 +308,3 @@ def _as_gradient(sums: Tensor | None, t: Tensor | None) -> Tensor | None:
 def _filtered_like(x: Tensor, f: Tensor | None, up: Pair, down: Pair, padding: Padding) -> Tensor:
     """An uninitialised tensor for what upfirdn2d makes of x."""
     return empty_in_layout_of(x, filtered_size(x.shape, filter_taps(f), up, down, padding))
-
-
-def _flattened(x: Tensor, dim: int) -> tuple[int, int, int]:
-    """Sizes of dense x in memory as [outer, channels, inner], the channels being dimension `dim`."""
-    order = range(x.ndim) if x.is_contiguous() else (0, 2, 3, 1)
-    sizes = [x.shape[i] for i in order]
-    at = order.index(dim)
-    return math.prod(sizes[:at]), sizes[at], math.prod(sizes[at + 1 :])

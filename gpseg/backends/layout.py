@@ -1,5 +1,6 @@
-"""The layout rule that every backend and every fake kernel shares."""
+"""The layout rule that every backend and every fake kernel shares, and how kernels see what follows it."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -28,3 +29,16 @@ def in_layout_of(y: Tensor, x: Tensor) -> Tensor:
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type sums are taken in: float64 for float64, float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def for_sums(t: Tensor | None, x: Tensor) -> Tensor | None:
+    """A side input of an op on x, in the type that x is accumulated in."""
+    return None if t is None else t.to(accumulate_dtype(x.dtype)).contiguous()
+
+
+def flattened(x: Tensor, dim: int) -> tuple[int, int, int]:
+    """Sizes of dense x in memory as [outer, channels, inner], the channels being dimension `dim`."""
+    order = range(x.ndim) if x.is_contiguous() else (0, 2, 3, 1)
+    sizes = [x.shape[i] for i in order]
+    at = order.index(dim)
+    return math.prod(sizes[:at]), sizes[at], math.prod(sizes[at + 1 :])

@@ -8,6 +8,9 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
+STRAIGHT = frozenset({"linear", "relu", "lrelu"})
+"""Activations whose second derivative is 0."""
+
 _SELU_SCALE = tl.constexpr(1.0507009873554804934193349852946)
 _SELU_OUTER = tl.constexpr(1.0507009873554804934193349852946 * 1.6732632423543772848170429916717)
 
@@ -106,9 +109,20 @@ def finished(z, alpha, gain, clamp, ACT: tl.constexpr, CLAMPED: tl.constexpr):
 
 
 @triton.jit
-def slope(z, alpha, gain, clamp, ACT: tl.constexpr, CLAMPED: tl.constexpr):
-    """The derivative of `finished`: gain · act'(z), 0 where y is clamped."""
-    s = gain * first(z, alpha, ACT)
+def _passed(z, alpha, gain, clamp, ACT: tl.constexpr, CLAMPED: tl.constexpr):
+    """The derivative of `finished` with respect to act(z): gain, 0 where y is clamped."""
     if CLAMPED:
-        s = tl.where(tl.abs(gain * value(z, alpha, ACT)) > clamp, 0.0, s)
-    return s
+        gain *= (tl.abs(gain * value(z, alpha, ACT)) <= clamp).to(z.dtype)
+    return gain
+
+
+@triton.jit
+def slope(z, alpha, gain, clamp, ACT: tl.constexpr, CLAMPED: tl.constexpr):
+    """The derivative of `finished`."""
+    return _passed(z, alpha, gain, clamp, ACT, CLAMPED) * first(z, alpha, ACT)
+
+
+@triton.jit
+def bend(z, alpha, gain, clamp, ACT: tl.constexpr, CLAMPED: tl.constexpr):
+    """The derivative of `slope`."""
+    return _passed(z, alpha, gain, clamp, ACT, CLAMPED) * second(z, alpha, ACT)

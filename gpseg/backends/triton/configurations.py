@@ -63,19 +63,19 @@ class Row:
 
 HALF = frozenset({torch.float16, torch.bfloat16})
 
-_WALK = {"walk": 16, "programs": 4096}
-"""At most so many tiles for a program, as long as there are so many programs."""
+_WALK = {"walk": 32, "programs": 2048}
+"""A program takes at most so many tiles, if that leaves so many programs."""
 
 _POINTWISE: tuple[Row, ...] = (
-    # 16 bytes a thread in a row of a warp; four rows a warp forward, two where sums are kept in registers
-    Row("bias_act_fwd_kernel", Configuration({"elements": 2048, "columns": 128})),
-    Row("bias_act_fwd_kernel", Configuration({"elements": 4096, "columns": 256}), HALF),
-    Row("bias_act_bwd_kernel", Configuration({**_WALK, "elements": 1024, "columns": 128})),
-    Row("bias_act_bwd_kernel", Configuration({**_WALK, "elements": 2048, "columns": 256}), HALF),
-    Row("bias_act_double_bwd_kernel", Configuration({**_WALK, "elements": 1024, "columns": 128})),
+    # A tile is one row for each warp, 16 bytes for each lane: more would spill, and warps enough hide the latency.
+    Row("bias_act_fwd_kernel", Configuration({"elements": 1024, "columns": 128}, warps=8)),
+    Row("bias_act_fwd_kernel", Configuration({"elements": 2048, "columns": 256}, warps=8), HALF),
+    Row("bias_act_bwd_kernel", Configuration({"elements": 512, "columns": 128, **_WALK})),
+    Row("bias_act_bwd_kernel", Configuration({"elements": 1024, "columns": 256, **_WALK}), HALF),
+    Row("bias_act_double_bwd_kernel", Configuration({"elements": 512, "columns": 128, **_WALK})),
     Row(
         "bias_act_double_bwd_kernel",
-        Configuration({**_WALK, "elements": 2048, "columns": 256}),
+        Configuration({"elements": 1024, "columns": 256, **_WALK}),
         HALF,
     ),
 )
@@ -86,7 +86,7 @@ _UPFIRDN2D: tuple[Row, ...] = (
     # In planes the L1 cache serves each tap to each thread by itself, 128 bytes a cycle: lanes lie side by side.
     Row(
         "upfirdn2d_fwd_kernel",
-        Configuration({**_STRIP, "elements": 512, "neighbours": 128, "vector_bytes": 4}),
+        Configuration({**_STRIP, "elements": 256, "neighbours": 64, "vector_bytes": 4}),
         shape="planes",
     ),
     Row(
@@ -102,11 +102,24 @@ _UPFIRDN2D: tuple[Row, ...] = (
     ),
     Row(
         "upfirdn2d_generic_kernel",
-        Configuration({"elements": 256, "neighbours": 128, "vector_bytes": 4}),
+        Configuration({"elements": 256, "neighbours": 64, "vector_bytes": 1}),
+        shape="planes",
+    ),
+    Row(
+        "upfirdn2d_generic_kernel",
+        Configuration({"elements": 1024, "neighbours": 32, "vector_bytes": 16}),
+        shape="channels_last",
     ),
 )
 
-_CONVOLUTION: tuple[Row, ...] = ()
+_CONVOLUTION: tuple[Row, ...] = tuple(
+    Row(kernel, configuration, dtypes, shape, platform, since)
+    for kernel in ("modulated_conv_fwd_kernel", "modulated_conv_bwd_kernel", "modulated_conv_wgrad_kernel")
+    for configuration, dtypes, shape, platform, since in (
+        (Configuration({"BM": 128, "BN": 128, "BK": 32}, 8, 3), HALF, "", "", 0),
+        (Configuration({"BM": 64, "BN": 64, "BK": 32}, 4, 3), frozenset(), "", "", 0),
+    )
+)
 
 TABLE = (*_POINTWISE, *_UPFIRDN2D, *_CONVOLUTION)
 """Later lines go before earlier ones."""
