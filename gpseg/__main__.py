@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import importlib.metadata
 import os
 import platform
 from collections.abc import Callable
@@ -35,10 +34,11 @@ def cuda_summary(info: dict[str, Any]) -> str:
 
 
 def triton_version() -> str | None:
-    """Version of Triton, whatever its distribution is called; None without one."""
-    for name in importlib.metadata.packages_distributions().get("triton", ()):
-        return importlib.metadata.version(name)
-    return None
+    """Version of Triton; None without it."""
+    try:
+        return str(importlib.import_module("triton").__version__)
+    except ImportError:
+        return None
 
 
 def devices() -> list[str]:
