@@ -49,7 +49,7 @@ def fastest(
     Args:
         device: where the ways run.
         problem: what the choice holds for; its `str` tells it from every other problem.
-        ways: what to choose from; each leaves everything as it was when it is called again.
+        ways: what to choose from; each has the same effect however often it is called.
         unfit: exceptions of a way that can't be taken here; the others are measured without it.
 
     Returns:
