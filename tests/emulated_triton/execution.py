@@ -113,16 +113,20 @@ def _race(launch: LaunchRecord, memory: Memory, compiled: Compiled) -> Fault | N
     return sanitize._race_fault(launch, race, launch.launch_id, compiled.text, launch.fn_file)
 
 
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By size: numpy has no bfloat16."""
+
+
 def covered(t: Tensor) -> Tensor:
-    """The bytes from a tensor's first element to its last, shared with it."""
+    """The memory from a tensor's first element to its last, shared with it, as integers of its element size."""
     reach = sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
-    return _bytes(t, (1 + reach) * t.element_size() if t.numel() else 0)
+    return _integers(t, 1 + reach if t.numel() else 0)
 
 
-def _bytes(t: Tensor, count: int) -> Tensor:
-    """Bytes of a tensor's storage, from its first element on."""
-    raw = torch.empty(0, dtype=torch.uint8)
-    return raw.set_(t.untyped_storage(), t.storage_offset() * t.element_size(), (count,), (1,))
+def _integers(t: Tensor, count: int) -> Tensor:
+    """So many elements of a tensor's storage, from its first element on."""
+    raw = torch.empty(0, dtype=_INTEGERS[t.element_size()])
+    return raw.set_(t.untyped_storage(), t.storage_offset(), (count,), (1,))
 
 
 @dataclass
@@ -143,7 +147,7 @@ def placed(tensors: Mapping[str, Tensor]) -> tuple[Memory, dict[str, int]]:
     regions: list[Region] = []
     bases = {}
     for name, t in sorted(tensors.items(), key=lambda item: item[1].data_ptr()):
-        start, end = t.data_ptr(), t.data_ptr() + covered(t).numel()
+        start, end = t.data_ptr(), t.data_ptr() + covered(t).nbytes
         if not regions or start >= regions[-1].end:
             base = (len(regions) + 1) * APART + start % ALIGNMENT
             regions.append(Region(t, end, base))
@@ -152,7 +156,8 @@ def placed(tensors: Mapping[str, Tensor]) -> tuple[Memory, dict[str, int]]:
         bases[name] = region.base + start - region.start
     memory = Memory()
     for region in regions:
-        memory.register(region.base, _bytes(region.first, region.end - region.start).numpy())
+        count = (region.end - region.start) // region.first.element_size()
+        memory.register(region.base, _integers(region.first, count).numpy())
     return memory, bases
 
 
@@ -162,7 +167,7 @@ def _place(launch: LaunchRecord, parameters: list[str]) -> Memory:
     tensors = {n: leaves[n] for n in parameters if isinstance(leaves[n], Tensor)}
     memory, bases = placed(tensors)
     launch.ptrs = launch.bases = bases
-    launch.pre = {n: covered(t).numpy().view(f"u{t.element_size()}") for n, t in tensors.items()}
+    launch.pre = {n: covered(t).numpy() for n, t in tensors.items()}
     return memory
 
 
