@@ -14,6 +14,9 @@ from gpseg.backends.resampling import Convolution, Padding
 Pair = tuple[int, int]
 """(x, y)."""
 
+DIRECTIONS = ("forward", "input_grad", "weight_grad")
+"""What a convolution is computed for: its result, its gradient with respect to its input, and to its weight."""
+
 
 class Epilogue(NamedTuple):
     """clamp(gain · act(d · c + noise + b)), what follows a convolution or a filter whose result is `c [N, O, H, W]`.
@@ -145,8 +148,8 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor | None]:
         """`demod_act(upfirdn2d(x, …), …)` in one pass over memory, and the filter's result c too if `keep`."""
 
-    def fuses(self, x: Tensor, w: Tensor, conv: Convolution) -> bool:
-        """Whether `fused_conv` serves this convolution; a backend without one always says no."""
+    def fuses(self, x: Tensor, w: Tensor, conv: Convolution, direction: str) -> bool:
+        """Whether there is a fused kernel for this convolution c = conv2d(s · x, w), in a direction of `DIRECTIONS`."""
 
     def fused_conv(
         self,
@@ -168,3 +171,19 @@ class Backend(Protocol):
         self, dc: Tensor, w: Tensor, conv: Convolution, x: Tensor, s: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Gradients (dx, ds) of c = conv2d(s · x, w), in one kernel; conv and w are the forward's."""
+
+    def fused_conv_weight_grad(
+        self, dc: Tensor, w_size: Sequence[int], conv: Convolution, x: Tensor, s: Tensor
+    ) -> Tensor:
+        """Gradient of c = conv2d(s · x, w) with respect to w, of the given size, in one kernel; conv is the forward's."""
+
+
+def multiplies_in_tf32(x: Tensor) -> bool:
+    """Whether a convolution of x rounds what it multiplies to TF32: where torch's own does, on NVIDIA's GPUs."""
+    # torch.backends.cudnn.allow_tf32, the older switch, sets this one too
+    return (
+        x.dtype == torch.float32
+        and x.device.type == "cuda"
+        and torch.version.hip is None
+        and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    )

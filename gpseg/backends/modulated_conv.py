@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gpseg.backends import routes
-from gpseg.backends.contract import Backend, Epilogue
+from gpseg.backends.contract import Backend, Epilogue, multiplies_in_tf32
 from gpseg.backends.convolution import (
     conv2d,
     conv2d_input_grad,
@@ -26,6 +26,7 @@ from gpseg.backends.resampling import (
     Plan,
     adjoint_padding,
     filter_taps,
+    filtered_size,
     oriented_weight,
     plan_resampling,
 )
@@ -92,6 +93,23 @@ def _filter_adjoint(
     return backend.upfirdn2d(dy, taps, *pair, padding, True, fir.gain)
 
 
+def _convolution_input(
+    backend: Backend, x: Tensor, s: Tensor, plan: Plan, f: Tensor | None
+) -> Tensor:
+    """u, which the plan's convolution takes: s·x after what goes before the convolution."""
+    u = backend.scale_channels(x, s)
+    return u if plan.before is None else _filter(backend, u, plan.before, f)
+
+
+def _convolution_input_size(size: torch.Size, plan: Plan, f: Tensor | None) -> torch.Size:
+    """Size of u for x of the given size."""
+    if plan.before is None:
+        return size
+    fir = plan.before
+    taps = filter_taps(f if fir.filtered else None)
+    return torch.Size(filtered_size(size, taps, [fir.up] * 2, [fir.down] * 2, fir.padding))
+
+
 def forward(
     backend: Backend,
     x: Tensor,
@@ -134,15 +152,13 @@ def _convolved(
     conv = plan.convolution
 
     def composed() -> tuple[Tensor, Tensor | None]:
-        u = backend.scale_channels(x, s)
-        if plan.before is not None:
-            u = _filter(backend, u, plan.before, f)
+        u = _convolution_input(backend, x, s, plan, f)
         c = conv2d(u, w, [conv.stride] * 2, conv.padding, conv.transposed, [0, 0], 1)
         if epilogue.does_nothing:
             return c, None
         return backend.demod_act(c, epilogue), c if keep else None
 
-    if plan.before is not None or not backend.fuses(x, w, conv):
+    if plan.before is not None or not backend.fuses(x, w, conv, "forward"):
         return composed()
     size = convolved_size(x.shape, w, plan)
 
@@ -150,14 +166,14 @@ def _convolved(
         return backend.fused_conv(x, w, conv, size, s, epilogue, keep)
 
     passes = 0 if epilogue.does_nothing else 2
-    problem = _problem(backend, "forward", x.dtype, x.shape, size, w, conv, passes, keep)
+    problem = _problem(backend, "forward", x, x.shape, size, w, conv, passes, keep)
     return routes.choose(problem, x.device, fused, composed)
 
 
 def _problem(
     backend: Backend,
     direction: str,
-    dtype: torch.dtype,
+    x: Tensor,
     size_in: torch.Size,
     size_out: torch.Size,
     w: Tensor,
@@ -170,7 +186,7 @@ def _problem(
     return routes.Problem(
         backend.NAME,
         direction,
-        str(dtype),
+        "tf32" if multiplies_in_tf32(x) else str(x.dtype),
         n,
         in_c,
         in_h,
@@ -212,22 +228,15 @@ def backward(
     )
     dweight, dx, ds = None, None, None
     if needs_weight or needs_input:
-        u_size = x.shape
-        if needs_weight or plan.before is not None:
-            u = backend.scale_channels(x, s)
-            if plan.before is not None:
-                u = _filter(backend, u, plan.before, f)
-            u_size = u.shape
         w = oriented_weight(weight, conv.transposed, layer.flip_weight)
-        stride, padding = [conv.stride] * 2, conv.padding
         if plan.after is not None:
+            u_size = _convolution_input_size(x.shape, plan, f)
             dc = _filter_adjoint(backend, dc, plan.after, f, convolved_size(u_size, w, plan))
         if needs_weight:
-            pair = (dc, u) if conv.transposed else (u, dc)
-            dw = conv2d_weight_grad(*pair, w.shape, stride, padding, 1)
+            dw = _weight_gradient(backend, dc, x, s, w, plan, f)
             dweight = oriented_weight(dw, conv.transposed, layer.flip_weight)
-    if needs_input:
-        dx, ds = _input_gradients(backend, dc, x, s, w, u_size, plan, f)
+        if needs_input:
+            dx, ds = _input_gradients(backend, dc, x, s, w, plan, f)
     if d is not None and w2 is not None and dd is not None:
         g = -0.5 * dd * d**3
         if ds is not None:
@@ -246,7 +255,6 @@ def _input_gradients(
     x: Tensor,
     s: Tensor,
     w: Tensor,
-    u_size: torch.Size,
     plan: Plan,
     f: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
@@ -254,20 +262,41 @@ def _input_gradients(
     conv = plan.convolution
 
     def composed() -> tuple[Tensor, Tensor]:
-        padding = conv.padding
-        du = conv2d_input_grad(dc, w, u_size, [conv.stride] * 2, padding, conv.transposed, 1)
+        size, stride = _convolution_input_size(x.shape, plan, f), [conv.stride] * 2
+        du = conv2d_input_grad(dc, w, size, stride, conv.padding, conv.transposed, 1)
         if plan.before is not None:
             du = _filter_adjoint(backend, du, plan.before, f, x.shape)
         return backend.scale_channels_backward(x, s, du)
 
-    if plan.before is not None or not backend.fuses(x, w, conv):
+    if plan.before is not None or not backend.fuses(x, w, conv, "input_grad"):
         return composed()
 
     def fused() -> tuple[Tensor, Tensor]:
         return backend.fused_conv_input_grad(dc, w, conv, x, s)
 
     gradient = Convolution(conv.stride, conv.padding, not conv.transposed)
-    problem = _problem(backend, "input_grad", x.dtype, dc.shape, x.shape, w, gradient, 3, False)
+    problem = _problem(backend, "input_grad", x, dc.shape, x.shape, w, gradient, 3, False)
+    return routes.choose(problem, x.device, fused, composed)
+
+
+def _weight_gradient(
+    backend: Backend, dc: Tensor, x: Tensor, s: Tensor, w: Tensor, plan: Plan, f: Tensor | None
+) -> Tensor:
+    """Gradient of the plan's convolution of u with respect to w."""
+    conv = plan.convolution
+
+    def composed() -> Tensor:
+        u = _convolution_input(backend, x, s, plan, f)
+        pair = (dc, u) if conv.transposed else (u, dc)
+        return conv2d_weight_grad(*pair, w.shape, [conv.stride] * 2, conv.padding, 1)
+
+    if plan.before is not None or not backend.fuses(x, w, conv, "weight_grad"):
+        return composed()
+
+    def fused() -> Tensor:
+        return backend.fused_conv_weight_grad(dc, w.shape, conv, x, s)
+
+    problem = _problem(backend, "weight_grad", x, x.shape, dc.shape, w, conv, 0, False)
     return routes.choose(problem, x.device, fused, composed)
 
 

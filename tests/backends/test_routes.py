@@ -11,7 +11,7 @@ from torch import Tensor
 from gpseg import ops
 from gpseg.backends import measured, modulated_conv, routes
 from gpseg.backends.contract import Epilogue
-from gpseg.backends.convolution import conv2d, conv2d_input_grad
+from gpseg.backends.convolution import conv2d, conv2d_input_grad, conv2d_weight_grad
 from gpseg.backends.devices import A100, B200, BY_CAPABILITY, H100, Gpu, gpu_of
 from gpseg.backends.eager import EagerBackend
 from gpseg.backends.modulated_conv import Layer
@@ -54,6 +54,14 @@ class FusingBackend(EagerBackend):
         du = conv2d_input_grad(dc, w, x.shape, stride, conv.padding, conv.transposed, 1)
         return self.scale_channels_backward(x, s, du)
 
+    def fused_conv_weight_grad(
+        self, dc: Tensor, w_size: Sequence[int], conv: Convolution, x: Tensor, s: Tensor
+    ) -> Tensor:
+        self.calls.append("weight_grad")
+        u = self.scale_channels(x, s)
+        pair = (dc, u) if conv.transposed else (u, dc)
+        return conv2d_weight_grad(*pair, w_size, [conv.stride] * 2, conv.padding, 1)
+
 
 @pytest.fixture(autouse=True)
 def nothing_measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -89,7 +97,7 @@ def test_both_ways_agree(up: int, act: str, k: int) -> None:
         torch.testing.assert_close(fused, composed, rtol=1e-12, atol=1e-12)
     fusing = backends[FUSED]
     assert isinstance(fusing, FusingBackend)
-    assert fusing.calls == ["forward", "input_grad"]
+    assert fusing.calls == ["forward", "weight_grad", "input_grad"]
 
 
 PROBLEM = Problem(
@@ -124,20 +132,6 @@ def test_a_measurement_goes_before_the_model(faster: str, monkeypatch: pytest.Mo
     routes.choose(replace(PROBLEM, n=5), CPU, *ways())
     routes.choose(replace(PROBLEM, backend="triton"), CPU, *ways())
     assert len(timed) == 3 * count
-
-
-def test_float32_is_another_problem_with_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    timed = timer(monkeypatch, {FUSED: 2.0, COMPOSED: 1.0})
-    ops.benchmark = True
-    precise = replace(PROBLEM, dtype="torch.float32")
-    for allowed in (False, True):
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
-            assert routes.tf32_allowed() == allowed
-            assert routes.choose(precise, CPU, *ways()) == COMPOSED
-            count = len(timed)
-            assert routes.choose(precise, CPU, *ways()) == COMPOSED
-            assert len(timed) == count
-    assert count == 2 * 2 * measured._ROUNDS
 
 
 def test_an_emulator_runs_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,7 @@ class EagerBackend:
         raise NotImplementedError
 
     fused_conv_input_grad = fused_conv
+    fused_conv_weight_grad = fused_conv
 
 
 BACKEND: Backend = EagerBackend()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gpseg.backends.contract import Backend
+from gpseg.backends.layout import memory_format_of
 from gpseg.backends.resampling import Convolution
 
 _OLDEST = (8, 0)
@@ -64,14 +65,26 @@ class TritonBackend:
     demod_act_backward = _in("bias_act", "demod_act_backward")
     fused_conv = _in("modulated_conv", "fused_conv")
     fused_conv_input_grad = _in("modulated_conv", "fused_conv_input_grad")
+    fused_conv_weight_grad = _in("modulated_conv", "fused_conv_weight_grad")
 
     def available(self) -> str | None:
         """None if the kernels can be used here, else one line that says why not."""
         return self._load()
 
-    def fuses(self, x: Tensor, w: Tensor, conv: Convolution) -> bool:
-        """Whether `fused_conv` serves this convolution."""
-        return False
+    def fuses(self, x: Tensor, w: Tensor, conv: Convolution, direction: str) -> bool:
+        """Whether a fused kernel serves this convolution: channels_last, read in pieces of 16 bytes, at most 3×3.
+
+        Not in float64.
+        """
+        x_channels, c_channels = w.shape[:2] if conv.transposed else (w.shape[1], w.shape[0])
+        read = c_channels if direction == "input_grad" else x_channels
+        return (
+            x.dtype in (torch.float16, torch.bfloat16, torch.float32)
+            and memory_format_of(x) == torch.channels_last
+            and read * x.element_size() % 16 == 0
+            and max(w.shape[2:]) <= 3
+            and conv.stride <= 2
+        )
 
 
 BACKEND: Backend = TritonBackend("triton", ("cuda",), _load)
