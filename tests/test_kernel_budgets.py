@@ -1,16 +1,32 @@
 """The budgets of the CUDA and Triton kernels hold, and a kernel that gets worse is found."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from benchmarks import roofline
-from benchmarks.kernels import budgets, counts, resources, tables
+from benchmarks.kernels import (
+    budgets,
+    cases,
+    comparison,
+    counts,
+    resources,
+    tables,
+    triton_counts,
+    triton_resources,
+)
+from benchmarks.kernels.cases import Images
 from benchmarks.kernels.counts import Counts, Line
 from benchmarks.kernels.resources import Kernel, Resources, UnavailableError, Usage
+from gpseg.backends import ttsem
+from gpseg.backends.triton import TritonBackend, launch
+from tests.emulated_triton import emulator
 from tests.simt import build
 
 Measured = dict[str, dict[Kernel, Resources]]
@@ -308,7 +324,141 @@ class TestCounted:
         assert tables.part(text, "cuda counts") == tables.counts_table(counted)
 
 
+AMD = """
+	.text
+	global_load_dwordx4 v[0:3], v[4:5], off
+	buffer_load_dwordx4 v10, s[0:3], 0 offen lds
+	v_mfma_f32_32x32x8_f16 a[0:15], v[0:1], v[2:3], a[0:15]
+	global_store_dwordx2 v[0:1], v[2:3], off
+	buffer_store_dwordx4 v[0:3], v4, s[0:3], 0 offen
+	.amdgpu_metadata
+  - .agpr_count:     16
+    .private_segment_fixed_size: 12
+    .sgpr_spill_count: 1
+    .vgpr_count:     152
+    .vgpr_spill_count: 2
+"""
+
+
+@pytest.fixture(scope="module")
+def triton() -> Any:
+    """The module that compiles Triton's kernels."""
+    if (why := triton_resources.missing()) is not None:
+        pytest.skip(why)
+    return triton_resources
+
+
+def launched(triton: Any, case: str = "bias_act lrelu", size: int = 64) -> triton_resources.Launch:
+    """The launch of a pointwise case on 64 channels of size × size pixels."""
+    images = Images(torch.float16, torch.contiguous_format, "meta")
+    backend = TritonBackend("triton", ("meta",), lambda: None)
+    call = dict(cases.pointwise(backend, images, size))[case]
+    with triton.recorded(("cuda", 90)) as launches:
+        call()
+    [only] = launches
+    return only
+
+
+class TestTriton:
+    """What is compiled ahead of time, kernel by kernel."""
+
+    def test_a_good_kernel(self, triton: Any) -> None:
+        found = triton.resources_of(launched(triton), "sm_90", None)
+        assert found.loads and found.stores
+        assert found.spills == found.stack == found.mma == 0
+
+    def test_sizes_of_no_whole_vectors_are_seen(self, triton: Any) -> None:
+        found = triton.resources_of(launched(triton, size=63), "sm_90", None)
+        assert found.stores == 0
+
+    def test_spills_are_seen(self, triton: Any) -> None:
+        usual = launched(triton, "demod_act_backward lrelu noise")
+        squeezed = replace(usual, options={**usual.options, "maxnreg": 32})
+        found = triton.resources_of(squeezed, "sm_90", None)
+        assert found.spills and found.stack
+
+    def test_amd(self) -> None:
+        found = triton_resources.of_assembly(AMD, threads=256, shared=1024)
+        assert (found.registers, found.spills, found.stack) == (152, 3, 12)
+        assert (found.loads, found.stores, found.copies) == (2, 1, 1)
+        assert (found.mma, found.mma_family) == (1, "v_mfma")
+
+    def test_every_kernel_is_compiled(self, triton: Any) -> None:
+        names = {
+            kernel.name
+            for dtype, layout in triton.BATCHES
+            for kernel, _ in triton.launches_of("sm_90", dtype, layout)
+        }
+        modules = [*Path(launch.__file__).parent.glob("*.py")]
+        written = re.findall(r"^def (\w+)_kernel\(", "".join(m.read_text() for m in modules), re.M)
+        assert names == {f"triton {name}" for name in written}
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(1200)
+    def test_budgets_hold(self, triton: Any) -> None:
+        import triton as package
+
+        read = budgets.read()
+        if package.__version__ != read["compilers"]["triton"]:
+            pytest.skip(f"budgets are for another Triton than {package.__version__}")
+        assert [*budgets.resource_misses(read, "triton", triton.measure())] == []
+
+
+class TestTritonCounted:
+    def test_what_is_read_again(self) -> None:
+        if (why := emulator.missing()) is not None:
+            pytest.skip(why)
+        images = Images(torch.float32, torch.contiguous_format)
+        calls = dict(cases.resampling(ttsem.BACKEND, images, 64, 1))
+        asked, once = triton_counts.count(calls["upfirdn2d blur4"])
+        assert asked > 2 * once  # every tap reads a row again
+        assert 1 < once < 1.5  # and strips share a margin
+
+    def test_pieces(self) -> None:
+        traffic = triton_counts.Traffic()
+        traffic.add("a", np.array([0, 4, 4]), 4)
+        traffic.add("a", np.array([4]), 2)
+        traffic.add("b", np.array([4]), 2)
+        assert (traffic.asked, traffic.once) == (8 + 2 + 2, 8 + 2)
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(1200)
+    def test_budgets_hold(self) -> None:
+        if (why := emulator.missing()) is not None:
+            pytest.skip(why)
+        found = triton_counts.measure()
+        assert [*budgets.count_misses(budgets.read(), "triton", found)] == []
+        text = tables.DOCUMENT.read_text()
+        assert tables.part(text, "triton counts") == tables.triton_counts_table(found)
+
+
+PYTHON = '''
+"""A docstring."""
+# A comment.
+x = """a string
+of two lines"""
+
+def f() -> int:
+    """What it does."""
+    return 1  # why
+'''
+
+CPP = """
+// A comment.
+int f() {  // why
+    /* of two
+       lines */
+    return 1;
+
+}
+"""
+
+
 class TestDocument:
+    def test_lines_of_code(self) -> None:
+        assert comparison.lines_of_code(PYTHON, python=True) == 4
+        assert comparison.lines_of_code(CPP, python=False) == 3
+
     @pytest.fixture
     def text(self) -> str:
         return tables.DOCUMENT.read_text()
@@ -321,7 +471,10 @@ class TestDocument:
 
     def test_every_exception_has_a_reason(self) -> None:
         read = budgets.read()
-        assert all(len(entry["why"]) > 20 for entry in read["exceptions"] + read["spilling"])
+        assert all(
+            len(entry["why"]) > 20
+            for entry in read["exceptions"] + read["spilling"] + read["other_mma"]
+        )
 
     def test_budgets_are_written_as_the_program_writes_them(self, tmp_path: Path) -> None:
         budgets.write(budgets.read(), tmp_path / "budgets.json")

@@ -106,6 +106,16 @@ def resampling(backend: Backend, images: Images, size: int, channels: int) -> It
     )
 
 
+def any_filter(backend: Backend, images: Images, size: int) -> Iterator[Case]:
+    """upfirdn2d with factors and a filter that no instance is compiled for."""
+    f = ops.setup_filter([1.0, 4.0, 3.0]).to(images.device)
+    x = images(1, 64, size, size)
+    yield (
+        "upfirdn2d any",
+        partial(backend.upfirdn2d, x, f, (3, 3), (2, 2), (1, 1, 1, 1), False, 1.0),
+    )
+
+
 def convolution(backend: Backend, images: Images, size: int, channels: int) -> Iterator[Case]:
     """The tensor-core kernel: forward, and the gradient of its input."""
     x, s = images(1, channels, size, size), images.side(1, channels)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kernels.budgets import TRITON, Half, Measured
-from benchmarks.kernels.resources import Resources
+from benchmarks.kernels.resources import Kernel, Resources
 from benchmarks.kernels.tables import markdown, span
 
 ROOT = Path(__file__).parents[2]
@@ -109,23 +109,21 @@ def _lines(folder: str, names: Iterable[str]) -> str:
 
 
 def _registers(found: Measured, names: tuple[str, ...], architecture: str) -> str:
-    """Of the kernels in float16 that move 16 bytes at a time."""
-    kernels = [r for r in _of(found, names, architecture, "float16") if r.loads]
-    return span(r.registers for r in kernels) if kernels else "–"
+    """Of the kernels for float16 images whose rows are whole vectors of 16 bytes."""
+    return span(
+        resources.registers
+        for kernel, resources in _of(found, names, architecture).items()
+        if kernel.dtype == "float16" and "elements" not in kernel.instance
+    )
 
 
-def _of(
-    found: Measured, names: tuple[str, ...], architecture: str, dtype: str = ""
-) -> list[Resources]:
-    return [
-        resources
-        for kernel, resources in found[architecture].items()
-        if kernel.name.startswith(names) and dtype in ("", kernel.dtype)
-    ]
+def _of(found: Measured, names: tuple[str, ...], architecture: str) -> dict[Kernel, Resources]:
+    kernels = found[architecture].items()
+    return {kernel: resources for kernel, resources in kernels if kernel.name.startswith(names)}
 
 
 def _spills(found: Measured, names: tuple[str, ...]) -> str:
-    return span(r.spills for a in ARCHITECTURES for r in _of(found, names, a))
+    return span(r.spills for a in ARCHITECTURES for r in _of(found, names, a).values())
 
 
 def _bytes(counted: Iterable[Any], ops: tuple[str, ...]) -> str:

@@ -82,17 +82,12 @@ def _occupancy(resources: Iterable[Resources]) -> str:
 
 
 def triton_counts_table(counts: Iterable[TritonCounts]) -> str:
-    """Ops by layout, the element types side by side."""
-    by_problem = groupby(
-        sorted(counts, key=lambda c: (c.layout, c.op)), key=lambda c: (c.op, c.layout)
-    )
-    lines = []
-    for (op, layout), group in by_problem:
-        types = list(group)
-        cells = [[c.dtype for c in types], [f"{c.once:.2f}" for c in types]]
-        cells.append([f"{c.asked:.2f}" for c in types])
-        lines.append([op, layout, *(" / ".join(cell) for cell in cells)])
-    return markdown(["op", "layout", "types", "bytes", "bytes asked for"], lines)
+    """Ops by layout."""
+    lines = [
+        [count.op, count.layout, f"{count.once:.2f}", f"{count.asked:.2f}"]
+        for count in sorted(counts, key=lambda c: (c.layout, c.op))
+    ]
+    return markdown(["op", "layout", "bytes", "bytes asked for"], lines)
 
 
 def counts_table(counts: Iterable[Counts]) -> str:

@@ -69,6 +69,7 @@ def large(backend: Backend, images: Images) -> Iterator[Case]:
     """Every kernel, on images large enough for the configurations of large images."""
     yield from cases.pointwise(backend, images, 512)
     yield from cases.resampling(backend, images, 512, 64)
+    yield from cases.any_filter(backend, images, 512)
     if images.layout == torch.channels_last and images.dtype != torch.float64:
         yield from cases.convolution(backend, images, 64, 512)
 
@@ -125,7 +126,8 @@ def resources_of(found: Launch, architecture: str, cuda: Any | None) -> Resource
     """What the kernel of a launch takes; cuda is gpseg._cuda, which knows occupancies, if there is one."""
     kernel = compiled(found, architecture)
     if architecture.startswith("gfx"):
-        return _on_amd(kernel.asm["amdgcn"], kernel.metadata)
+        threads = kernel.metadata.warp_size * kernel.metadata.num_warps
+        return of_assembly(kernel.asm["amdgcn"], threads, kernel.metadata.shared)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(kernel.asm["cubin"])
         usages = resources.usages(
@@ -137,9 +139,9 @@ def resources_of(found: Launch, architecture: str, cuda: Any | None) -> Resource
     return resources.resources_of(architecture, usages[name], code[name], threads, dynamic, cuda)
 
 
-def _on_amd(text: str, metadata: Any) -> Resources:
+def of_assembly(text: str, threads: int, shared: int) -> Resources:
     """From the assembly that AMD's compiler writes, with its notes at the end."""
-    notes = {key: int(value) for key, value in re.findall(r"^\s+\.(\w+):\s+(\d+)$", text, re.M)}
+    notes = {key: int(value) for key, value in re.findall(r"^[ -]+\.(\w+):\s+(\d+)$", text, re.M)}
     counts = Counter(re.findall(r"^\t((?:buffer|global|flat|v_mfma)_\w+)", text, re.M))
 
     def wide(verb: str) -> int:
@@ -151,8 +153,8 @@ def _on_amd(text: str, metadata: Any) -> Resources:
         stack=notes["private_segment_fixed_size"],
         spills=notes["vgpr_spill_count"] + notes["sgpr_spill_count"],
         shared=0,
-        dynamic=metadata.shared,
-        threads=metadata.warp_size * metadata.num_warps,
+        dynamic=shared,
+        threads=threads,
         loads=wide("load"),
         stores=wide("store"),
         copies=len(re.findall(r"^\t(?:buffer|global)_load_\w+ .*\blds\b", text, re.M)),
