@@ -18,6 +18,11 @@ def device_of(backend: str) -> str:
     return "cpu" if backend in BACKENDS else "cuda"
 
 
+def in_one_direction(backend: str) -> bool:
+    """For gradcheck's fast_mode: differences in a random direction, not for every element, where each takes long."""
+    return backend == "ttsem"
+
+
 def _permuted(t: Tensor) -> Tensor:
     return t.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0) if t.ndim == 4 else t
 
