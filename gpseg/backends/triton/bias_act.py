@@ -89,6 +89,7 @@ def bias_act_fwd_kernel(
     y_ptr,
     rows,
     column_vectors,
+    walk_rows,
     walks,
     tiles,
     alpha: tl.float64,
@@ -102,29 +103,37 @@ def bias_act_fwd_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ):
-    """y = clamp(gain · act(d · x + noise + b)) for a tile of x `[samples, rows, columns]`; every walk is one tile.
+    """y = clamp(gain · act(d · x + noise + b)) for x `[samples, rows, columns]`, over a walk down `walk_rows` rows.
 
     d is `[samples, channels]`, noise `[samples|1, pixels]`, b `[channels]`, each may be None. A row is
     `column_vectors` times VECTOR elements long: so the compiler knows that rows start at whole vectors.
     """
     ACC: tl.constexpr = _accumulated(x_ptr.dtype.element_ty)
     sample, walk, tile = _place(walks, tiles)
+    noise_sample = 0 if SHARED_NOISE else sample
     columns = tl.cast(column_vectors, tl.int64) * VECTOR
-    row = walk * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
     column = tile * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None, :]
     if CHANNELS_LAST:
-        channel, channels, pixel, pixels = column, columns, row, rows
+        d = _side(d_ptr, sample, column, columns, 1.0, ACC)
+        b = _side(b_ptr, 0, column, columns, 0.0, ACC)
     else:
-        channel, channels, pixel, pixels = row, rows, column, columns
+        noise = _side(noise_ptr, noise_sample, column, columns, 0.0, ACC)
 
-    d = _side(d_ptr, sample, channel, channels, 1.0, ACC)
-    noise = _side(noise_ptr, 0 if SHARED_NOISE else sample, pixel, pixels, 0.0, ACC)
-    b = _side(b_ptr, 0, channel, channels, 0.0, ACC)
-    at = (sample * rows + row) * columns + column
-    inside = (row < rows) & (column < columns)
-    z = d * _tile(x_ptr, at, inside, ACC) + noise + b
-    y = activation.finished(z, alpha.to(ACC), gain.to(ACC), clamp.to(ACC), ACT=ACT, CLAMPED=CLAMPED)
-    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
+    first = walk * walk_rows
+    for start in range(first, tl.minimum(first + walk_rows, rows), BLOCK_ROWS):
+        row = start + tl.arange(0, BLOCK_ROWS)[:, None]
+        if CHANNELS_LAST:
+            noise = _side(noise_ptr, noise_sample, row, rows, 0.0, ACC)
+        else:
+            d = _side(d_ptr, sample, row, rows, 1.0, ACC)
+            b = _side(b_ptr, 0, row, rows, 0.0, ACC)
+        at = (sample * rows + row) * columns + column
+        inside = (row < rows) & (column < columns)
+        z = d * _tile(x_ptr, at, inside, ACC) + noise + b
+        y = activation.finished(
+            z, alpha.to(ACC), gain.to(ACC), clamp.to(ACC), ACT=ACT, CLAMPED=CLAMPED
+        )
+        tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -183,11 +192,12 @@ def bias_act_bwd_kernel(
             b = _side(b_ptr, 0, row, rows, 0.0, ACC)
         at = (sample * rows + row) * columns + column
         inside = (row < rows) & (column < columns)
+        dy = _tile(dy_ptr, at, inside, ACC)
         x = _tile(x_ptr, at, inside, ACC)
         slope = activation.slope(
             d * x + noise + b, alpha.to(ACC), gain.to(ACC), clamp.to(ACC), ACT=ACT, CLAMPED=CLAMPED
         )
-        dz = _tile(dy_ptr, at, inside, ACC) * slope
+        dz = dy * slope
         tl.store(dx_ptr + at, (d * dz).to(dx_ptr.dtype.element_ty), mask=inside)
         _store_row_sums(row_sum_ptr, dz, sample * tiles + tile, row, rows)
         _store_row_sums(row_product_ptr, dz * x, sample * tiles + tile, row, rows)
@@ -251,7 +261,6 @@ def bias_act_double_bwd_kernel(
         slope = activation.slope(
             z, alpha.to(ACC), gain.to(ACC), clamp.to(ACC), ACT=ACT, CLAMPED=CLAMPED
         )
-        tl.store(ddy_ptr + at, (t * slope).to(ddy_ptr.dtype.element_ty), mask=inside)
         if d2x_ptr is not None:
             bend = activation.bend(
                 z, alpha.to(ACC), gain.to(ACC), clamp.to(ACC), ACT=ACT, CLAMPED=CLAMPED
@@ -260,6 +269,7 @@ def bias_act_double_bwd_kernel(
             tl.store(d2x_ptr + at, d2x.to(d2x_ptr.dtype.element_ty), mask=inside)
             _store_row_sums(row_sum_ptr, d2x, sample * tiles + tile, row, rows)
             column_sum += d2x
+        tl.store(ddy_ptr + at, (t * slope).to(ddy_ptr.dtype.element_ty), mask=inside)
     _store_column_sums(column_sum_ptr, column_sum, sample * walks + walk, column, columns)
 
 
@@ -277,6 +287,11 @@ class _View(NamedTuple):
     columns: int
     channels_last: bool
     repeats: int = 1
+
+    @property
+    def name(self) -> str:
+        """What the fastest way through it depends on."""
+        return f"{self.samples}×{self.rows}×{self.columns}"
 
 
 def _view(x: Tensor, dim: int, epilogue: Epilogue) -> _View:
@@ -331,6 +346,7 @@ class _Cut(NamedTuple):
         return {
             "rows": self.view.rows,
             "column_vectors": self.view.columns // self.vector,
+            "walk_rows": self.walk_rows,
             "walks": self.walks,
             "tiles": self.tiles,
             "CHANNELS_LAST": self.view.channels_last,
@@ -372,7 +388,7 @@ def _cut(x: Tensor, view: _View, configuration: Configuration) -> _Cut:
     # Long walks leave few sums to store and fetch side inputs seldom, but work for the whole GPU comes first.
     down = triton.cdiv(view.rows, block_rows)
     programs_at_most = view.samples * down * tiles
-    walk = max(1, min(budget.get("walk", 1), programs_at_most // budget.get("programs", 1)))
+    walk = max(1, min(budget["walk"], programs_at_most // budget["programs"]))
     vector = _vector(x) if view.columns % _vector(x) == 0 else 1
     return _Cut(
         view, vector, block_rows, block_columns, walk * block_rows, triton.cdiv(down, walk), tiles
@@ -448,7 +464,7 @@ def _forward(x: Tensor, dim: int, epilogue: Epilogue) -> Tensor:
         )
         return y
 
-    return configured("bias_act_fwd_kernel", x, "", run)
+    return configured("bias_act_fwd_kernel", x, "", run, view.name)
 
 
 def _backward(
@@ -475,7 +491,6 @@ def _backward(
             *_sides(epilogue, x, view),
             dx,
             *((dnoise, None, db, dd) if view.channels_last else (db, dd, dnoise, None)),
-            walk_rows=cut.walk_rows,
             SHARED_NOISE=_is_shared(noise),
             **cut.arguments,
             **_activated(epilogue),
@@ -483,7 +498,7 @@ def _backward(
         )
         return dx, _added(dd, d, view), _added_noise(dnoise, noise), _added(db, b, view)
 
-    return configured("bias_act_bwd_kernel", x, "", run)
+    return configured("bias_act_bwd_kernel", x, "", run, view.name)
 
 
 def bias_act(
@@ -544,7 +559,6 @@ def bias_act_double_backward(
             ddy,
             None if straight else d2x,
             *((None, d2b) if view.channels_last else (d2b, None)),
-            walk_rows=cut.walk_rows,
             **cut.arguments,
             **_activated(epilogue),
             **configuration.options,
@@ -553,7 +567,7 @@ def bias_act_double_backward(
             return ddy, d2x, torch.zeros_like(b)
         return ddy, d2x, _added(d2b, b, view)
 
-    return configured("bias_act_double_bwd_kernel", x, "", run)
+    return configured("bias_act_double_bwd_kernel", x, "", run, view.name)
 
 
 def scale_channels(x: Tensor, s: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """The one table of launch configurations, by kernel, element type, shape class and target."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
 
 import torch
 
@@ -62,14 +64,19 @@ class Row:
 
 
 HALF = frozenset({torch.float16, torch.bfloat16})
+DOUBLE = frozenset({torch.float64})
 
 _WALK = {"walk": 32, "programs": 2048}
 """A program takes at most so many tiles, if that leaves so many programs."""
 
 _POINTWISE: tuple[Row, ...] = (
     # A tile is one row for each warp, 16 bytes for each lane: more would spill, and warps enough hide the latency.
-    Row("bias_act_fwd_kernel", Configuration({"elements": 1024, "columns": 128}, warps=8)),
-    Row("bias_act_fwd_kernel", Configuration({"elements": 2048, "columns": 256}, warps=8), HALF),
+    Row("bias_act_fwd_kernel", Configuration({"elements": 1024, "columns": 128, **_WALK}, warps=8)),
+    Row(
+        "bias_act_fwd_kernel",
+        Configuration({"elements": 2048, "columns": 256, **_WALK}, warps=8),
+        HALF,
+    ),
     Row("bias_act_bwd_kernel", Configuration({"elements": 512, "columns": 128, **_WALK})),
     Row("bias_act_bwd_kernel", Configuration({"elements": 1024, "columns": 256, **_WALK}), HALF),
     Row("bias_act_double_bwd_kernel", Configuration({"elements": 512, "columns": 128, **_WALK})),
@@ -81,44 +88,81 @@ _POINTWISE: tuple[Row, ...] = (
 )
 
 _STRIP = {"rows": 32, "least_rows": 4, "programs": 512}
+"""Rows of a strip, and the fewest to have so many programs."""
+
+_LINE = {"neighbours": 64, "vector_bytes": 4}
+"""Planes: the L1 cache gives a warp 128 bytes at once, and each thread reads each tap's column by itself. So the lanes'
+columns are side by side, and a warp stores whole lines too; wider stores would have it read from several lines."""
+
+_PIXEL = {"neighbours": 32, "vector_bytes": 16}
+"""channels_last: whole sectors of channels, and many columns of pixels, whose taps overlap."""
 
 _UPFIRDN2D: tuple[Row, ...] = (
-    # In planes the L1 cache serves each tap to each thread by itself, 128 bytes a cycle: lanes lie side by side.
     Row(
-        "upfirdn2d_fwd_kernel",
-        Configuration({**_STRIP, "elements": 256, "neighbours": 64, "vector_bytes": 4}),
-        shape="planes",
+        "upfirdn2d_fwd_kernel", Configuration({**_STRIP, **_LINE, "elements": 256}), shape="planes"
     ),
     Row(
         "upfirdn2d_fwd_kernel",
-        Configuration({**_STRIP, "elements": 512, "neighbours": 32, "vector_bytes": 16}),
+        Configuration({**_STRIP, **_LINE, "elements": 128}),
+        DOUBLE,
+        "planes",
+    ),
+    Row(
+        "upfirdn2d_fwd_kernel",
+        Configuration({**_STRIP, **_PIXEL, "elements": 512}),
         shape="channels_last",
     ),
     Row(
         "upfirdn2d_fwd_kernel",
-        Configuration({**_STRIP, "elements": 1024, "neighbours": 32, "vector_bytes": 16}),
+        Configuration({**_STRIP, **_PIXEL, "elements": 1024}),
         HALF,
-        shape="channels_last",
+        "channels_last",
     ),
     Row(
-        "upfirdn2d_generic_kernel",
-        Configuration({"elements": 256, "neighbours": 64, "vector_bytes": 1}),
-        shape="planes",
+        "upfirdn2d_fwd_kernel",
+        Configuration({**_STRIP, **_PIXEL, "elements": 256}),
+        DOUBLE,
+        "channels_last",
     ),
+    Row("upfirdn2d_generic_kernel", Configuration({**_LINE, "elements": 128, "vector_bytes": 1})),
     Row(
         "upfirdn2d_generic_kernel",
-        Configuration({"elements": 1024, "neighbours": 32, "vector_bytes": 16}),
-        shape="channels_last",
+        Configuration({**_PIXEL, "elements": 512, "vector_bytes": 8}),
+        HALF,
+        "channels_last",
     ),
 )
 
-_CONVOLUTION: tuple[Row, ...] = tuple(
-    Row(kernel, configuration, dtypes, shape, platform, since)
-    for kernel in ("modulated_conv_fwd_kernel", "modulated_conv_bwd_kernel", "modulated_conv_wgrad_kernel")
-    for configuration, dtypes, shape, platform, since in (
-        (Configuration({"BM": 128, "BN": 128, "BK": 32}, 8, 3), HALF, "", "", 0),
-        (Configuration({"BM": 64, "BN": 64, "BK": 32}, 4, 3), frozenset(), "", "", 0),
-    )
+_PRODUCTS = (
+    "modulated_conv_fwd_kernel",
+    "modulated_conv_bwd_kernel",
+    "modulated_conv_wgrad_kernel",
+)
+
+_PRODUCT_TILES = {
+    "large": (128, 128, 8),
+    "64 columns": (128, 64, 4),
+    "32 columns": (128, 32, 4),
+    "few columns": (128, 16, 8),
+    "few rows": (64, 64, 4),
+}
+"""Rows and columns of a program's tile, and its warps, by shape class of a product of matrices."""
+
+
+def _products(depth: int, stages: int, **where: Any) -> Iterator[Row]:
+    """Lines for the products of matrices, so deep at each step of the sum."""
+    for kernel, (shape, (m, n, warps)) in product(_PRODUCTS, _PRODUCT_TILES.items()):
+        configuration = Configuration({"BM": m, "BN": n, "BK": depth}, warps, stages)
+        yield Row(kernel, configuration, shape=shape, **where)
+
+
+_CONVOLUTION: tuple[Row, ...] = (
+    *_products(16, 3),  # without tensor cores, where float32 must be exact, registers hold no more
+    *_products(32, 4, dtypes=HALF),
+    *_products(64, 3, dtypes=HALF, platform="cuda", since=90),  # operands in shared memory
+    *_products(32, 4, dtypes=HALF, platform="cuda", since=120),  # in registers again
+    *_products(16, 2, platform="hip"),
+    *_products(32, 2, dtypes=HALF, platform="hip"),
 )
 
 TABLE = (*_POINTWISE, *_UPFIRDN2D, *_CONVOLUTION)
