@@ -180,10 +180,8 @@ class Backend(Protocol):
 
 def multiplies_in_tf32(x: Tensor) -> bool:
     """Whether a convolution of x rounds what it multiplies to TF32: where torch's own does, on NVIDIA's GPUs."""
-    # torch.backends.cudnn.allow_tf32, the older switch, sets this one too
-    return (
-        x.dtype == torch.float32
-        and x.device.type == "cuda"
-        and torch.version.hip is None
-        and torch.backends.cudnn.conv.fp32_precision == "tf32"
-    )
+    if x.dtype != torch.float32 or x.device.type != "cuda" or torch.version.hip is not None:
+        return False
+    # what torch.backends.cudnn.allow_tf32, the older switch, sets too
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # made at run time
+    return bool(conv.fp32_precision == "tf32")

@@ -74,7 +74,7 @@ class TritonBackend:
     def fuses(self, x: Tensor, w: Tensor, conv: Convolution, direction: str) -> bool:
         """Whether a fused kernel serves this convolution: channels_last, read in pieces of 16 bytes, at most 3×3.
 
-        Not in float64.
+        Not float64, whose sums take twice the registers, and which nobody trains in: torch's convolution serves it.
         """
         x_channels, c_channels = w.shape[:2] if conv.transposed else (w.shape[1], w.shape[0])
         read = c_channels if direction == "input_grad" else x_channels

@@ -156,6 +156,29 @@ def _products(depth: int, stages: int, **where: Any) -> Iterator[Row]:
         yield Row(kernel, configuration, shape=shape, **where)
 
 
+_PRODUCTS = (
+    "modulated_conv_fwd_kernel",
+    "modulated_conv_bwd_kernel",
+    "modulated_conv_wgrad_kernel",
+)
+
+_PRODUCT_TILES = {
+    "large": (128, 128, 8),
+    "64 columns": (128, 64, 4),
+    "32 columns": (128, 32, 4),
+    "few columns": (128, 16, 8),
+    "few rows": (64, 64, 4),
+}
+"""Rows and columns of a program's tile, and its warps, by shape class of a product of matrices."""
+
+
+def _products(depth: int, stages: int, **where: Any) -> Iterator[Row]:
+    """Lines for the products of matrices, so deep at each step of the sum."""
+    for kernel, (shape, (m, n, warps)) in product(_PRODUCTS, _PRODUCT_TILES.items()):
+        configuration = Configuration({"BM": m, "BN": n, "BK": depth}, warps, stages)
+        yield Row(kernel, configuration, shape=shape, **where)
+
+
 _CONVOLUTION: tuple[Row, ...] = (
     *_products(16, 3),  # without tensor cores, where float32 must be exact, registers hold no more
     *_products(32, 4, dtypes=HALF),
