@@ -29,6 +29,9 @@ from gpseg.backends.triton.launch import configured, launch
 _VECTOR = 16
 """Bytes of the widest load and store."""
 
+_SIZES = ["rows", "column_vectors", "walk_rows", "walks", "tiles"]
+"""Arguments that no version of a kernel is compiled for: what the compiler must know of them is in VECTOR."""
+
 
 @triton.jit
 def _place(walks, tiles):
@@ -37,10 +40,6 @@ def _place(walks, tiles):
     sample = program // tiles // walks
     walk = program // tiles % walks
     return sample.to(tl.int64), walk.to(tl.int64), (program % tiles).to(tl.int64)
-
-
-_SIZES = ["rows", "column_vectors", "walk_rows", "walks", "tiles"]
-"""Arguments that no version of a kernel is compiled for: what the compiler must know of them is in VECTOR."""
 
 
 @triton.constexpr_function
