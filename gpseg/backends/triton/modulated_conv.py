@@ -244,7 +244,7 @@ def _product(x_ptr, w_ptr, s_ptr, g, tile, BK: tl.constexpr, PRECISION: tl.const
     return sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["noise_stride"])
 def modulated_conv_fwd_kernel(
     x_ptr,
     w_ptr,
@@ -285,8 +285,8 @@ def modulated_conv_fwd_kernel(
         z += tl.load(noise_ptrs, tile.inside)[:, None]
     if b_ptr is not None:
         z += tl.load(b_ptr + tile.first_channel + tile.channels, tile.exists)[None, :]
-    scalars = alpha.to(tl.float32), gain.to(tl.float32), clamp.to(tl.float32)
-    y = finished(z, scalars[0], scalars[1], scalars[2], ACT, CLAMPED)
+    A: tl.constexpr = tl.float32
+    y = finished(z, alpha.to(A), gain.to(A), clamp.to(A), ACT, CLAMPED)
     tl.store(y_ptr + to.base + to.offsets, y.to(y_ptr.dtype.element_ty), to.mask)
 
 
@@ -351,7 +351,7 @@ def _gathered(ptr, patch, columns, h, w, c, STEP: tl.constexpr, AXIS: tl.constex
     return tl.load(ptr + base + at, mask, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["patches", "steps"])
 def modulated_conv_wgrad_kernel(
     x_ptr,
     dc_ptr,
