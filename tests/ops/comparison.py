@@ -18,8 +18,8 @@ def device_of(backend: str) -> str:
     return "cpu" if backend in BACKENDS else "cuda"
 
 
-def in_one_direction(backend: str) -> bool:
-    """For gradcheck's fast_mode: differences in a random direction, not for every element, where each takes long."""
+def is_slow(backend: str) -> bool:
+    """Whether its launches take long, so that tests of many should do with fewer: gradcheck in its fast_mode, say."""
     return backend == "ttsem"
 
 
