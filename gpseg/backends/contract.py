@@ -176,12 +176,3 @@ class Backend(Protocol):
         self, dc: Tensor, w_size: Sequence[int], conv: Convolution, x: Tensor, s: Tensor
     ) -> Tensor:
         """Gradient of c = conv2d(s · x, w) with respect to w, of the given size, in one kernel; conv is the forward's."""
-
-
-def multiplies_in_tf32(x: Tensor) -> bool:
-    """Whether a convolution of x rounds what it multiplies to TF32: where torch's own does, on NVIDIA's GPUs."""
-    if x.dtype != torch.float32 or x.device.type != "cuda" or torch.version.hip is not None:
-        return False
-    # what torch.backends.cudnn.allow_tf32, the older switch, sets too
-    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # made at run time
-    return bool(conv.fp32_precision == "tf32")

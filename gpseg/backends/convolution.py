@@ -106,3 +106,12 @@ def conv2d_input_grad(
         [0, 0] if transposed else output_padding(size_in, dy.shape, weight.shape, stride, padding)
     )
     return conv2d(dy, weight, stride, padding, not transposed, extra, groups)
+
+
+def multiplies_in_tf32(x: Tensor) -> bool:
+    """Whether a convolution of x rounds what it multiplies to TF32: where torch's own does, on NVIDIA's GPUs."""
+    if x.dtype != torch.float32 or x.device.type != "cuda" or torch.version.hip is not None:
+        return False
+    # what torch.backends.cudnn.allow_tf32, the older switch, sets too
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # made at run time
+    return bool(conv.fp32_precision == "tf32")

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from gpseg.backends import routes
-from gpseg.backends.contract import Backend, Epilogue, multiplies_in_tf32
+from gpseg.backends.contract import Backend, Epilogue
 from gpseg.backends.convolution import (
     conv2d,
     conv2d_input_grad,
     conv2d_weight_grad,
     convolution_size,
+    multiplies_in_tf32,
 )
 from gpseg.backends.layout import accumulate_dtype, in_layout_of
 from gpseg.backends.resampling import (

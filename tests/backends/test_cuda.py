@@ -328,7 +328,7 @@ class TestFusedConv:
         x = kernels.draw(2, i, 9, 11, dtype=dtype, last=True)
         w = torch_weight(kernels, conv, i, o, k, dtype)
         s = kernels.draw(2, i, dtype=torch.float32)
-        assert kernels.backend.fuses(x, w, conv)
+        assert kernels.backend.fuses(x, w, conv, "forward")
         size = convolution_size(x.shape, w.shape, stride, conv.padding, conv.transposed, [0, 0], 1)
         u = (x.float() * s[:, :, None, None]).to(dtype)
         c = conv2d(u.double(), w.double(), stride, conv.padding, conv.transposed, [0, 0], 1)
@@ -390,13 +390,22 @@ class TestWhatFuses:
     def test_refusals(self, kernels: Kernels) -> None:
         conv = Convolution(1, (1, 1))
 
-        def fuses(x: Tensor, i: int = 16, o: int = 8, k: int = 3, stride: int = 1) -> bool:
+        def fuses(
+            x: Tensor,
+            i: int = 16,
+            o: int = 8,
+            k: int = 3,
+            stride: int = 1,
+            direction: str = "forward",
+        ) -> bool:
             w = kernels.draw(o, i, k, k, dtype=x.dtype)
-            return kernels.backend.fuses(x, w, Convolution(stride, conv.padding))
+            return kernels.backend.fuses(x, w, Convolution(stride, conv.padding), direction)
 
         x = kernels.draw(2, 16, 8, 8, dtype=torch.float16, last=True)
         assert fuses(x)
         assert fuses(x, stride=2)
+        assert fuses(x, direction="input_grad")
+        assert not fuses(x, direction="weight_grad")
         assert not fuses(x.contiguous())  # NCHW: torch's convolution serves it
         assert not fuses(x.float())
         assert not fuses(x, i=12)
@@ -411,7 +420,9 @@ class TestWhatFuses:
             memory_format=torch.channels_last
         )
         for name in "cpp", "eager":
-            assert not backends.get(name).fuses(x, torch.zeros(8, 16, 3, 3), Convolution())
+            assert not backends.get(name).fuses(
+                x, torch.zeros(8, 16, 3, 3), Convolution(), "forward"
+            )
 
 
 @pytest.mark.skipif("simt" not in ON, reason="the emulator is not built")

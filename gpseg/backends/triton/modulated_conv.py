@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gpseg.backends.contract import Epilogue, multiplies_in_tf32
+from gpseg.backends.contract import Epilogue
+from gpseg.backends.convolution import multiplies_in_tf32
 from gpseg.backends.layout import empty_in_layout_of, for_sums, in_layout_of
 from gpseg.backends.resampling import Convolution
 from gpseg.backends.triton.activation import finished
