@@ -386,7 +386,7 @@ class TestTriton:
     def test_every_kernel_is_compiled(self, triton: Any) -> None:
         names = {
             kernel.name
-            for dtype, layout in triton.BATCHES
+            for dtype, layout in triton.IMAGES["sm_90"]
             for kernel, _ in triton.launches_of("sm_90", dtype, layout)
         }
         modules = [*Path(launch.__file__).parent.glob("*.py")]

@@ -93,7 +93,11 @@ def updated(budgets: Budgets, half: Half, measured: Measured) -> Budgets:
     return {
         **budgets,
         half: {
-            str(kernel): {a: budget_of(kernels[kernel]) for a, kernels in measured.items()}
+            str(kernel): {
+                a: budget_of(kernels[kernel])
+                for a, kernels in measured.items()
+                if kernel in kernels
+            }
             for kernel in sorted({kernel for kernels in measured.values() for kernel in kernels})
         },
         "spilling": renewed("spilling", "spills", "spills"),

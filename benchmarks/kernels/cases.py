@@ -117,28 +117,37 @@ def any_filter(backend: Backend, images: Images, size: int) -> Iterator[Case]:
 
 
 def convolution(backend: Backend, images: Images, size: int, channels: int) -> Iterator[Case]:
-    """The tensor-core kernel: forward, and the gradient of its input."""
+    """The tensor-core kernels, in the directions that the backend has them for."""
     x, s = images(1, channels, size, size), images.side(1, channels)
-    for name, k, conv in (
-        ("3×3", 3, Convolution(1, (1, 1))),
-        ("1×1", 1, Convolution()),
-        ("3×3 stride 2", 3, Convolution(2, (1, 1))),
-        ("3×3 transposed", 3, Convolution(2, (0, 0), transposed=True)),
+    for name, k, out_channels, conv in (
+        ("3×3", 3, channels, Convolution(1, (1, 1))),
+        ("1×1", 1, channels, Convolution()),
+        ("3×3 stride 2", 3, channels, Convolution(2, (1, 1))),
+        ("3×3 transposed", 3, channels, Convolution(2, (0, 0), transposed=True)),
+        ("ToRGB", 1, 3, Convolution()),
     ):
-        w = images(channels, channels, k, k)
+        w = images(out_channels, channels, k, k)
         strides, options = [conv.stride] * 2, (conv.transposed, [0, 0], 1)
         wanted = convolution_size(x.shape, w.shape, strides, conv.padding, *options)
-        d, noise = images.side(1, channels), images.side(1, 1, *wanted[2:])
-        epilogue = Epilogue(d, noise, images.side(channels), *LRELU)
+        d, noise = images.side(1, out_channels), images.side(1, 1, *wanted[2:])
+        epilogue = Epilogue(d, noise, images.side(out_channels), *LRELU)
+        if backend.fuses(x, w, conv, "forward"):
+            yield (
+                f"fused_conv {name}",
+                partial(backend.fused_conv, x, w, conv, wanted, s, epilogue, True),
+            )
+        if name not in ("3×3", "3×3 transposed"):
+            continue
+        dc = images(*wanted)
         yield (
-            f"fused_conv {name}",
-            partial(backend.fused_conv, x, w, conv, wanted, s, epilogue, True),
+            f"fused_conv {name} input gradient",
+            partial(backend.fused_conv_input_grad, dc, w, conv, x, s),
         )
-    w, dc = images(channels, channels, 3, 3), images(1, channels, size, size)
-    yield (
-        "fused_conv input gradient",
-        partial(backend.fused_conv_input_grad, dc, w, Convolution(1, (1, 1)), x, s),
-    )
+        if backend.fuses(x, w, conv, "weight_grad"):
+            yield (
+                f"fused_conv {name} weight gradient",
+                partial(backend.fused_conv_weight_grad, dc, w.shape, conv, x, s),
+            )
 
 
 def small(backend: Backend, images: Images) -> Iterator[Case]:

@@ -23,14 +23,19 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _family(kernel: Kernel) -> tuple[str, str, str]:
     """Name, element type, and what of the instance decides how memory is accessed or tiles are cut."""
-    accesses = ("vectors", "elements", "columns", "channels", *LAYOUTS)
+    accesses = ("vectors", "elements", "columns", "channels")
     words = [word for word in kernel.instance.split() if word in accesses or "×" in word]
+    if kernel.name.startswith(TRITON):
+        words = [word for word in kernel.instance.split() if word in LAYOUTS]
     return kernel.name, kernel.dtype, " ".join(words)
 
 
 def span(values: Iterable[int], unit: str = "") -> str:
-    """The least and the most of them."""
-    low, *_, high = sorted([*values] * 2)
+    """The least and the most of them, if there are any."""
+    values = [*values]
+    if not values:
+        return "–"
+    low, *_, high = sorted(values * 2)
     return f"{low}{unit}" if low == high else f"{low}–{high}{unit}"
 
 
@@ -50,7 +55,7 @@ def resources_table(measured: Measured, every: bool = False) -> str:
     for (name, dtype, instance), by_architecture in rows.items():
         per_architecture = [by_architecture[a] for a in measured]
         all_of_them = [r for resources in per_architecture for r in resources]
-        count = len(per_architecture[0])
+        count = max(map(len, per_architecture))
         lines.append(
             [
                 name.removeprefix(TRITON),

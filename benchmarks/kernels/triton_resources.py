@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
 
 from benchmarks.kernels import cases, resources
 from benchmarks.kernels.budgets import TRITON
@@ -38,15 +38,31 @@ TARGETS: Mapping[str, Target] = {
 }
 """What is compiled for, by architecture."""
 
-BATCHES = (
-    (torch.float16, "NCHW"),
-    (torch.float32, "NCHW"),
-    (torch.float16, "channels_last"),
-    (torch.bfloat16, "channels_last"),
-    (torch.float32, "channels_last"),
-    (torch.float64, "channels_last"),
+HALF_PLANES = (torch.float16, "NCHW")
+HALF_PIXELS = (torch.float16, "channels_last")
+FLOAT_PIXELS = (torch.float32, "channels_last")
+IMAGES = {
+    **dict.fromkeys(
+        ("sm_80", "sm_90", "sm_100"),
+        (
+            HALF_PLANES,
+            (torch.float32, "NCHW"),
+            HALF_PIXELS,
+            (torch.bfloat16, "channels_last"),
+            FLOAT_PIXELS,
+            (torch.float64, "channels_last"),
+        ),
+    ),
+    **dict.fromkeys(("sm_120", "gfx942"), (HALF_PLANES, HALF_PIXELS, FLOAT_PIXELS)),
+}
+"""Element types by layout; bfloat16 and float64 in one of them, and the others' relatives not in all: that tells enough."""
+
+PLAIN = (
+    "fused_conv 3×3",
+    "fused_conv 3×3 input gradient",
+    "fused_conv 3×3 weight gradient",
 )
-"""Element types by layout; bfloat16 and float64 in one of them, which tells enough."""
+"""The convolution in its directions; the other cases are variants."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +88,33 @@ def large(backend: Backend, images: Images) -> Iterator[Case]:
     yield from cases.any_filter(backend, images, 512)
     if images.layout == torch.channels_last and images.dtype != torch.float64:
         yield from cases.convolution(backend, images, 64, 512)
+        for case, call in cases.convolution(backend, images, 512, 32):
+            if case in PLAIN:
+                yield f"{case} 32 channels", call
 
 
 @contextmanager
-def recorded(target: Target) -> Iterator[list[Launch]]:
-    """Launches are put into the list instead of carried out, with the configurations for this target."""
+def recorded(target: Target, tf32: bool = True) -> Iterator[list[Launch]]:
+    """Launches are put into the list instead of carried out, with the configurations for this target.
+
+    Args:
+        target: what they are for.
+        tf32: convolutions of float32 round to that, on NVIDIA's GPUs.
+    """
+    from gpseg.backends.triton import modulated_conv
+
     launches: list[Launch] = []
 
     def record(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
         launches.append(Launch(kernel, arguments, options))
 
+    def rounds(x: Tensor) -> bool:
+        return tf32 and target[0] == "cuda" and x.dtype == torch.float32
+
     with (
         mock.patch.object(launch, "emulate", record),
         mock.patch.object(launch, "target_of", lambda device: target),
+        mock.patch.object(modulated_conv, "multiplies_in_tf32", rounds),
     ):
         yield launches
 
@@ -93,13 +123,19 @@ def launches_of(
     architecture: str, dtype: torch.dtype, layout: str
 ) -> Iterator[tuple[Kernel, Launch]]:
     """What the cases launch on this architecture, under the kernels' names in the table of budgets."""
+    target, dtype_name = TARGETS[architecture], str(dtype).removeprefix("torch.")
     backend = TritonBackend("triton", ("meta",), lambda: None)
     for case, call in large(backend, Images(dtype, LAYOUTS[layout], "meta")):
-        with recorded(TARGETS[architecture]) as launches:
-            call()
-        for found in launches:
-            name = TRITON + found.kernel.__name__.removesuffix("_kernel")
-            yield Kernel(name, str(dtype).removeprefix("torch."), f"{layout} {case}"), found
+        modes = {case: True}
+        if case in PLAIN and dtype == torch.float32 and target[0] == "cuda":
+            # where NVIDIA's GPUs are told not to round what they multiply to TF32
+            modes[f"{case} exact"] = False
+        for what, tf32 in modes.items():
+            with recorded(target, tf32) as launches:
+                call()
+            for found in launches:
+                name = TRITON + found.kernel.__name__.removesuffix("_kernel")
+                yield Kernel(name, dtype_name, f"{layout} {what}"), found
 
 
 def compiled(found: Launch, architecture: str) -> Any:
@@ -193,7 +229,7 @@ def measure(
     """
     if (why := missing()) is not None:
         raise UnavailableError(why)
-    batches = [(a, *images) for a, images in product(architectures, BATCHES)]
+    batches = [(a, *images) for a in architectures for images in IMAGES[a]]
     found: dict[str, dict[Kernel, Resources]] = {a: {} for a in architectures}
     context = multiprocessing.get_context("spawn")  # torch's threads don't survive a fork
     with ProcessPoolExecutor(processes, context) as pool:
