@@ -99,7 +99,15 @@ _PIXEL = {"neighbours": 32, "vector_bytes": 16}
 
 _UPFIRDN2D: tuple[Row, ...] = (
     Row(
-        "upfirdn2d_fwd_kernel", Configuration({**_STRIP, **_LINE, "elements": 256}), shape="planes"
+        "upfirdn2d_fwd_kernel",
+        Configuration({**_STRIP, **_LINE, "elements": 128}, warps=2),
+        shape="planes",
+    ),
+    Row(
+        "upfirdn2d_fwd_kernel",
+        Configuration({**_STRIP, **_LINE, "elements": 256}),
+        HALF,
+        "planes",
     ),
     Row(
         "upfirdn2d_fwd_kernel",
@@ -109,7 +117,7 @@ _UPFIRDN2D: tuple[Row, ...] = (
     ),
     Row(
         "upfirdn2d_fwd_kernel",
-        Configuration({**_STRIP, **_PIXEL, "elements": 512}),
+        Configuration({**_STRIP, **_PIXEL, "elements": 1024}, warps=8),
         shape="channels_last",
     ),
     Row(
@@ -124,7 +132,12 @@ _UPFIRDN2D: tuple[Row, ...] = (
         DOUBLE,
         "channels_last",
     ),
-    Row("upfirdn2d_generic_kernel", Configuration({**_LINE, "elements": 128, "vector_bytes": 1})),
+    Row("upfirdn2d_generic_kernel", Configuration({**_LINE, "elements": 512, "vector_bytes": 1})),
+    Row(
+        "upfirdn2d_generic_kernel",
+        Configuration({**_PIXEL, "elements": 1024}),
+        shape="channels_last",
+    ),
     Row(
         "upfirdn2d_generic_kernel",
         Configuration({**_PIXEL, "elements": 512, "vector_bytes": 8}),
@@ -132,29 +145,6 @@ _UPFIRDN2D: tuple[Row, ...] = (
         "channels_last",
     ),
 )
-
-_PRODUCTS = (
-    "modulated_conv_fwd_kernel",
-    "modulated_conv_bwd_kernel",
-    "modulated_conv_wgrad_kernel",
-)
-
-_PRODUCT_TILES = {
-    "large": (128, 128, 8),
-    "64 columns": (128, 64, 4),
-    "32 columns": (128, 32, 4),
-    "few columns": (128, 16, 8),
-    "few rows": (64, 64, 4),
-}
-"""Rows and columns of a program's tile, and its warps, by shape class of a product of matrices."""
-
-
-def _products(depth: int, stages: int, **where: Any) -> Iterator[Row]:
-    """Lines for the products of matrices, so deep at each step of the sum."""
-    for kernel, (shape, (m, n, warps)) in product(_PRODUCTS, _PRODUCT_TILES.items()):
-        configuration = Configuration({"BM": m, "BN": n, "BK": depth}, warps, stages)
-        yield Row(kernel, configuration, shape=shape, **where)
-
 
 _PRODUCTS = (
     "modulated_conv_fwd_kernel",

@@ -54,7 +54,7 @@ def _place(
     Q: tl.constexpr,
     V: tl.constexpr,
 ):
-    """A program's strip of rows, the sample, channel and column of its tile's elements, and whether the first two exist."""
+    """A program's strip of rows, and the samples, channels and columns of its tile."""
     index = tl.program_id(0)
     channel_tile = index % channel_tiles
     index //= channel_tiles
@@ -73,7 +73,7 @@ def _place(
         sample = plane // channels
         channel = plane % channels
         column = column_tile * V + v
-    return strip, sample, channel, column, (sample < samples) & (channel < channels)
+    return strip, sample, channel, column
 
 
 @triton.jit
@@ -102,11 +102,7 @@ def _tap(f_ptr, k, count, flip):
 @triton.jit
 def _side_input(ptr, at, inside):
     """An epilogue's numbers for the channels of a tile; None where there are none."""
-    if ptr is None:
-        numbers = None
-    else:
-        numbers = tl.load(ptr + at, mask=inside, other=0.0)
-    return numbers
+    return None if ptr is None else tl.load(ptr + at, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -125,23 +121,21 @@ def _slide(
     The first sum is new, the others are begun[CHAIN], begun[CHAIN + 1] …; taps[FIRST] is the first sum's for the first
     tile, and the next sum's are `STRIDE` further on.
     """
-    rest = ()
+    rest: tl.tuple = ()
     for t in tl.static_range(LENGTH):
-        if t == 0:
-            total = tl.zeros_like(tiles[0])
-        else:
-            total = begun[CHAIN + t - 1]
+        total = tl.zeros_like(tiles[0]) if t == 0 else begun[CHAIN + t - 1]
         for i in tl.static_range(COUNT):
             total += tiles[i] * taps[FIRST + STRIDE * t + i]
         if t < LENGTH - 1:
-            rest = rest + (total,)
+            rest += (total,)
     return total, rest
 
 
 @triton.jit
 def _store(
     total,
-    mask,
+    pixel_mask,
+    channel_mask,
     at,
     c_ptr,
     y_ptr,
@@ -157,6 +151,7 @@ def _store(
 ):
     """Write the filter's result to c_ptr and what follows it to y_ptr; either may be None."""
     element: tl.constexpr = (y_ptr if c_ptr is None else c_ptr).dtype.element_ty
+    mask = pixel_mask & channel_mask
     c = total.to(element)  # rounded as if the epilogue were a pass of its own
     if c_ptr is not None:
         tl.store(c_ptr + at, c, mask=mask)
@@ -165,7 +160,7 @@ def _store(
         if d is not None:
             z *= d
         if noise_ptr is not None:
-            z += tl.load(noise_ptr + noise_at, mask=mask, other=0.0)
+            z += tl.load(noise_ptr + noise_at, mask=pixel_mask, other=0.0)
         if b is not None:
             z += b
         A: tl.constexpr = total.dtype
@@ -245,12 +240,13 @@ def upfirdn2d_fwd_kernel(
     else:
         out_width = out_width * VEC
         pixel = 1
-    strip, sample, channel, column, inside = _place(
+    strip, sample, channel, column = _place(
         samples, channels, channel_tiles, column_tiles, strips, CHANNELS_LAST, Q, V
     )
+    inside = (sample < samples) & (channel < channels)
     d = _side_input(d_ptr, sample * channels + channel, inside)
     b = _side_input(b_ptr, channel, inside)
-    inside_out = inside & (column < out_width)
+    there_out = (sample < samples) & (column < out_width)
     at = _in_first_row(sample, channel, column, channels, out_height, out_width, CHANNELS_LAST)
     noise_at = sample.to(tl.int64) * noise_stride + column
 
@@ -259,26 +255,26 @@ def upfirdn2d_fwd_kernel(
     tap_x = 0 if UP == 1 else _first_tap(first_x, UP)
     from_x = (first_x + tap_x) // UP
     from_at = _in_first_row(sample, channel, from_x, channels, height, width, CHANNELS_LAST)
-    of_row = ()
-    of_column = ()
+    of_row: tl.tuple = ()
+    of_column: tl.tuple = ()
     for t in tl.static_range(ACROSS if SEPARABLE else 0):
-        of_row = of_row + (_tap(f_ptr, tap_x + UP * t, TAPS, flip) * gain.to(A),)
+        of_row += (_tap(f_ptr, tap_x + UP * t, TAPS, flip) * gain.to(A),)
     for k in tl.static_range(TAPS):
         if SEPARABLE:
-            of_column = of_column + (_tap(f_ptr, k, TAPS, flip),)
+            of_column += (_tap(f_ptr, k, TAPS, flip),)
         else:
             for t in tl.static_range(ACROSS):
                 tap = _tap(f_ptr, k * TAPS + tap_x + UP * t, TAPS * TAPS, flip)
-                of_column = of_column + (tap * gain.to(A),)
+                of_column += (tap * gain.to(A),)
 
     # along y, they are code: at each step, DOWN rows of pixels come and one row of each phase is done
-    begun = ()
+    begun: tl.tuple = ()
     for _ in tl.static_range(UP * (LENGTH - 1)):
-        begun = begun + (tl.zeros((Q, V), A),)
+        begun += (tl.zeros((Q, V), A),)
     start = strip * rows
     end = start + rows
     for step in range(start, end + LENGTH - 1 + LATEST):
-        tiles = ()
+        tiles: tl.tuple = ()
         for r in tl.static_range(DOWN):
             row = step * DOWN + r - pad_y
             row_ptr = x_ptr + row.to(tl.int64) * width * pixel
@@ -290,10 +286,10 @@ def upfirdn2d_fwd_kernel(
                 if SEPARABLE:
                     across += value * of_row[t]
                 else:
-                    tiles = tiles + (value,)
+                    tiles += (value,)
             if SEPARABLE:
-                tiles = tiles + (across,)
-        still_begun = ()
+                tiles += (across,)
+        still_begun: tl.tuple = ()
         for phase in tl.static_range(UP):
             total, chain = _slide(
                 begun,
@@ -305,14 +301,15 @@ def upfirdn2d_fwd_kernel(
                 STRIDE * TILES,
                 DOWN * TILES,
             )
-            still_begun = still_begun + chain
+            still_begun += chain
             done = step - (LENGTH - 1) - (phase - PHASE + UP - 1) // UP
             out_row = done * UP + phase
-            mask = inside_out & (done >= start) & (done < end) & (out_row < out_height)
+            there = there_out & (done >= start) & (done < end) & (out_row < out_height)
             row_at = out_row.to(tl.int64) * out_width
             _store(
                 total,
-                mask,
+                there,
+                channel < channels,
                 row_at * pixel + at,
                 c_ptr,
                 y_ptr,
@@ -382,9 +379,10 @@ def upfirdn2d_generic_kernel(
     else:
         out_width = out_width * VEC
         pixel = 1
-    out_row, sample, channel, column, inside = _place(
+    out_row, sample, channel, column = _place(
         samples, channels, channel_tiles, column_tiles, out_height, CHANNELS_LAST, Q, V
     )
+    inside = (sample < samples) & (channel < channels)
     d = _side_input(d_ptr, sample * channels + channel, inside)
     b = _side_input(b_ptr, channel, inside)
     first_x, first_y = column * down_x - pad_x, out_row * down_y - pad_y
@@ -400,8 +398,7 @@ def upfirdn2d_generic_kernel(
         for t in range(0, tl.cdiv(taps_x, up_x)):
             kx = tap_x + t * up_x
             mask = there & (kx < taps_x) & (from_x + t >= 0) & (from_x + t < width)
-            at = from_at + t.to(tl.int64) * pixel
-            value = tl.load(row_ptr + at, mask=mask, other=0.0).to(A)
+            value = tl.load(row_ptr + (from_at + t * pixel), mask=mask, other=0.0).to(A)
             if f_ptr is not None:
                 k = tl.minimum(kx, taps_x - 1)  # masked where that makes a difference
                 if SEPARABLE:
@@ -416,7 +413,8 @@ def upfirdn2d_generic_kernel(
     at = _in_first_row(sample, channel, column, channels, out_height, out_width, CHANNELS_LAST)
     _store(
         total * gain.to(A),
-        inside & (column < out_width),
+        (sample < samples) & (column < out_width),
+        channel < channels,
         row_at * pixel + at,
         c_ptr,
         y_ptr,
@@ -516,9 +514,10 @@ def _tiles(x: Tensor, size: Sequence[int], channels_last: bool, tile: Mapping[st
     """Tiles of outputs of the given size, no larger than small images need."""
     n, c, _, w = size
     along_v, along_q = (c, w) if channels_last else (w, n * c)
-    v = min(triton.next_power_of_2(along_v), tile["neighbours"])
-    q = min(triton.next_power_of_2(along_q), tile["elements"] // v)
-    v = min(triton.next_power_of_2(along_v), tile["elements"] // q)
+    whole_v, whole_q = (triton.next_power_of_2(max(1, size)) for size in (along_v, along_q))
+    v = min(whole_v, tile["neighbours"])
+    q = min(whole_q, tile["elements"] // v)
+    v = min(whole_v, tile["elements"] // q)
     vector = math.gcd(along_v, max(1, tile["vector_bytes"] // x.element_size()))
     of_v, of_q = triton.cdiv(along_v, v), triton.cdiv(along_q, q)
     return _Tiles(q, v, vector, *((of_v, of_q, n) if channels_last else (1, of_v, of_q)))
