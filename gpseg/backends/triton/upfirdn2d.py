@@ -1,8 +1,8 @@
 """upfirdn2d in one launch, and what follows it in the same pass over memory.
 
-Along an axis, output o meets tap k of a correlation at o · down − pad + k on the upsampled grid: a pixel if `up` divides
-that, else an inserted zero. So the outputs of one phase, o mod up, are a plain FIR with every up-th tap, and no inserted
-zero is ever touched.
+Along an axis, output o meets tap k of a correlation at o · down − pad + k on the upsampled grid: a pixel if `up`
+divides that, else an inserted zero. So the outputs of one phase, o mod up, are a plain FIR with every up-th tap, and no
+inserted zero is ever touched.
 
 A program has a tile [Q, V] of the outputs of a row. Along V lie neighbours in memory: the channels of Q columns where
 images are channels_last, else columns, of Q planes (sample, channel).
@@ -34,7 +34,7 @@ _VARYING = [
     *("noise_stride", "pad_x", "pad_y", "channel_tiles", "column_tiles", "strips", "rows"),
     *("up_x", "up_y", "down_x", "down_y", "taps_x", "taps_y"),
 ]
-"""Arguments of which no value gets a compiled kernel of its own; what is known of their divisors VEC tells."""
+"""Arguments that no version of a kernel is compiled for: what the compiler must know of them is in VEC."""
 
 
 @triton.constexpr_function
@@ -230,9 +230,7 @@ def upfirdn2d_fwd_kernel(
     LENGTH: tl.constexpr = TAPS // STRIDE
     ACROSS: tl.constexpr = TAPS // UP
     TILES: tl.constexpr = 1 if SEPARABLE else ACROSS  # of a row of pixels: one for each tap across
-    LATEST: tl.constexpr = (
-        2 * UP - 2 - PHASE
-    ) // UP  # steps that the last phase comes after the first
+    DELAY: tl.constexpr = (2 * UP - 2 - PHASE) // UP  # steps, of the last phase's chain
     tl.static_assert(LENGTH * STRIDE == TAPS)
     if CHANNELS_LAST:
         channels = channels * VEC
@@ -273,7 +271,7 @@ def upfirdn2d_fwd_kernel(
         begun += (tl.zeros((Q, V), A),)
     start = strip * rows
     end = start + rows
-    for step in range(start, end + LENGTH - 1 + LATEST):
+    for step in range(start, end + LENGTH - 1 + DELAY):
         tiles: tl.tuple = ()
         for r in tl.static_range(DOWN):
             row = step * DOWN + r - pad_y
@@ -400,7 +398,7 @@ def upfirdn2d_generic_kernel(
             mask = there & (kx < taps_x) & (from_x + t >= 0) & (from_x + t < width)
             value = tl.load(row_ptr + (from_at + t * pixel), mask=mask, other=0.0).to(A)
             if f_ptr is not None:
-                k = tl.minimum(kx, taps_x - 1)  # masked where that makes a difference
+                k = tl.minimum(kx, taps_x - 1)  # past the last tap, value is 0
                 if SEPARABLE:
                     value *= _tap(f_ptr, k, taps_x, flip)
                 else:
