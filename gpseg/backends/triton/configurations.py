@@ -135,8 +135,14 @@ _UPFIRDN2D: tuple[Row, ...] = (
     Row("upfirdn2d_generic_kernel", Configuration({**_LINE, "elements": 512, "vector_bytes": 1})),
     Row(
         "upfirdn2d_generic_kernel",
-        Configuration({**_PIXEL, "elements": 1024}),
+        Configuration({**_PIXEL, "elements": 512}),
         shape="channels_last",
+    ),
+    Row(
+        "upfirdn2d_generic_kernel",
+        Configuration({**_PIXEL, "elements": 1024}),
+        DOUBLE,
+        "channels_last",
     ),
     Row(
         "upfirdn2d_generic_kernel",
