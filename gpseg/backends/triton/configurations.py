@@ -132,6 +132,27 @@ _UPFIRDN2D: tuple[Row, ...] = (
         DOUBLE,
         "channels_last",
     ),
+    # a warp of AMD's has 64 lanes: half the warps, and each thread still moves 16 bytes
+    Row(
+        "upfirdn2d_fwd_kernel",
+        Configuration({**_STRIP, **_PIXEL, "elements": 1024}),
+        shape="channels_last",
+        platform="hip",
+    ),
+    Row(
+        "upfirdn2d_fwd_kernel",
+        Configuration({**_STRIP, **_PIXEL, "elements": 1024}, warps=2),
+        HALF,
+        "channels_last",
+        "hip",
+    ),
+    Row(
+        "upfirdn2d_fwd_kernel",
+        Configuration({**_STRIP, **_PIXEL, "elements": 256}, warps=2),
+        DOUBLE,
+        "channels_last",
+        "hip",
+    ),
     Row("upfirdn2d_generic_kernel", Configuration({**_LINE, "elements": 512, "vector_bytes": 1})),
     Row(
         "upfirdn2d_generic_kernel",
