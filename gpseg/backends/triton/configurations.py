@@ -20,16 +20,20 @@ class Configuration:
         tile: sizes that the kernel's module knows by name: constexpr arguments, or the budget it makes them of.
         warps: of a program.
         stages: of the software pipeline of loops.
+        registers: the most of a thread; None: the compiler's choice, which may be to spill a few for occupancy. NVIDIA
+            only.
     """
 
     tile: Mapping[str, int] = field(default_factory=dict)
     warps: int = 4
     stages: int = 1
+    registers: int | None = None
 
     @property
     def options(self) -> dict[str, int]:
         """What the compiler is told."""
-        return {"num_warps": self.warps, "num_stages": self.stages}
+        limit = {} if self.registers is None else {"maxnreg": self.registers}
+        return {"num_warps": self.warps, "num_stages": self.stages, **limit}
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,36 @@ _POINTWISE: tuple[Row, ...] = (
     ),
     Row("bias_act_bwd_kernel", Configuration({"elements": 512, "columns": 128, **_WALK})),
     Row("bias_act_bwd_kernel", Configuration({"elements": 1024, "columns": 256, **_WALK}), HALF),
+    Row("bias_act_bwd_kernel", Configuration({"elements": 256, "columns": 128, **_WALK}), DOUBLE),
     Row("bias_act_double_bwd_kernel", Configuration({"elements": 512, "columns": 128, **_WALK})),
     Row(
         "bias_act_double_bwd_kernel",
         Configuration({"elements": 1024, "columns": 256, **_WALK}),
         HALF,
+    ),
+    Row(
+        "bias_act_double_bwd_kernel",
+        Configuration({"elements": 2048, "columns": 256, **_WALK}, warps=8),
+        HALF,
+        platform="cuda",
+        since=120,
+    ),
+    # AMD's warps have 64 lanes
+    *(
+        Row(
+            kernel,
+            Configuration(
+                {"elements": warps * 16 * 64 // size, "columns": 16 * 64 // size, **_WALK}, warps
+            ),
+            dtypes,
+            platform="hip",
+        )
+        for kernel, warps in (
+            ("bias_act_fwd_kernel", 8),
+            ("bias_act_bwd_kernel", 4),
+            ("bias_act_double_bwd_kernel", 4),
+        )
+        for dtypes, size in ((frozenset({torch.float32}), 4), (HALF, 2))
     ),
 )
 
@@ -183,21 +212,36 @@ _PRODUCT_TILES = {
     "large": (128, 128, 8),
     "64 columns": (128, 64, 4),
     "32 columns": (128, 32, 4),
-    "few columns": (128, 16, 8),
+    "few columns": (128, 16, 4),
     "few rows": (64, 64, 4),
 }
 """Rows and columns of a program's tile, and its warps, by shape class of a product of matrices."""
 
 
-def _products(depth: int, stages: int, **where: Any) -> Iterator[Row]:
+def _products(depth: int, stages: int, least_warps: int = 1, **where: Any) -> Iterator[Row]:
     """Lines for the products of matrices, so deep at each step of the sum."""
     for kernel, (shape, (m, n, warps)) in product(_PRODUCTS, _PRODUCT_TILES.items()):
-        configuration = Configuration({"BM": m, "BN": n, "BK": depth}, warps, stages)
+        registers = None if where.get("platform") == "hip" else 255
+        configuration = Configuration(
+            {"BM": m, "BN": n, "BK": depth}, max(warps, least_warps), stages, registers
+        )
         yield Row(kernel, configuration, shape=shape, **where)
 
 
 _CONVOLUTION: tuple[Row, ...] = (
-    *_products(16, 3),  # without tensor cores, where float32 must be exact, registers hold no more
+    *_products(
+        16, 3, 8
+    ),  # without tensor cores, where float32 must be exact, registers hold no more
+    *(  # nor, with the addresses of both images, sums for larger tiles
+        Row(
+            "modulated_conv_wgrad_kernel",
+            Configuration({"BM": 64, "BN": columns, "BK": 16}, 8, 3, 255),
+            frozenset({torch.float32}),
+            shape,
+            "cuda",
+        )
+        for shape, columns in (("large", 128), ("64 columns", 64))
+    ),
     *_products(32, 4, dtypes=HALF),
     *_products(64, 3, dtypes=HALF, platform="cuda", since=90),  # operands in shared memory
     *_products(32, 4, dtypes=HALF, platform="cuda", since=120),  # in registers again
