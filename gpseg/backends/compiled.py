@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gpseg.backends.contract import Epilogue, Pair
+from gpseg.backends.convolution import outputs_first
 from gpseg.backends.layout import (
     accumulate_dtype,
     empty_in_layout_of,
@@ -237,7 +238,7 @@ class CompiledBackend:
         c = torch.empty_like(y) if keep else None
         self._kernels.fused_conv.default(
             in_layout_of(x, x),
-            _outputs_first(w, conv.transposed),
+            outputs_first(w, conv.transposed),
             for_sums(s, x),
             conv.stride,
             conv.padding,
@@ -257,7 +258,7 @@ class CompiledBackend:
         dx, ds = empty_in_layout_of(x, x.shape), _sums_for(s, x)
         self._kernels.fused_conv.default(
             in_layout_of(dc, x),
-            _outputs_first(w, not conv.transposed),
+            outputs_first(w, not conv.transposed),
             None,
             conv.stride,
             conv.padding,
@@ -279,12 +280,6 @@ class CompiledBackend:
         if f is None:
             return None
         return f.to(accumulate_dtype(x.dtype) if self._on_gpu else torch.float64).contiguous()
-
-
-def _outputs_first(w: Tensor, transposed: bool) -> Tensor:
-    """Weight as the tensor-core kernel reads it: `[O, kh, kw, I]` in memory."""
-    w = w.transpose(0, 1) if transposed else w
-    return w.contiguous(memory_format=torch.channels_last)
 
 
 def _flat(epilogue: Epilogue, x: Tensor) -> tuple[Any, ...]:

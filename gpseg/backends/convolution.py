@@ -115,3 +115,9 @@ def multiplies_in_tf32(x: Tensor) -> bool:
     # what torch.backends.cudnn.allow_tf32, the older switch, sets too
     conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # made at run time
     return bool(conv.fp32_precision == "tf32")
+
+
+def outputs_first(w: Tensor, transposed: bool) -> Tensor:
+    """Weight of a (transposed) convolution as fused kernels read it: `[O, kh, kw, I]` in memory."""
+    w = w.transpose(0, 1) if transposed else w
+    return w.contiguous(memory_format=torch.channels_last)

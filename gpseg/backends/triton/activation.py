@@ -15,6 +15,12 @@ _SELU_SCALE = tl.constexpr(1.0507009873554804934193349852946)
 _SELU_OUTER = tl.constexpr(1.0507009873554804934193349852946 * 1.6732632423543772848170429916717)
 
 
+@triton.constexpr_function
+def accumulated(element):
+    """The type that sums over elements of this type are taken in."""
+    return tl.float64 if element == tl.float64 else tl.float32
+
+
 @triton.jit
 def _sigmoids(z):
     """sigmoid(z), its derivative and the derivative's; from the exponential that can't overflow."""

@@ -42,12 +42,6 @@ def _place(walks, tiles):
     return sample.to(tl.int64), walk.to(tl.int64), (program % tiles).to(tl.int64)
 
 
-@triton.constexpr_function
-def _accumulated(dtype):
-    """The type that sums over elements of this type are taken in."""
-    return tl.float64 if dtype == tl.float64 else tl.float32
-
-
 @triton.jit
 def _tile(ptr, at, inside, ACC: tl.constexpr):
     """Elements `at` of ptr, 0 outside."""
@@ -107,7 +101,7 @@ def bias_act_fwd_kernel(
     d is `[samples, channels]`, noise `[samples|1, pixels]`, b `[channels]`, each may be None. A row is
     `column_vectors` times VECTOR elements long: so the compiler knows that rows start at whole vectors.
     """
-    ACC: tl.constexpr = _accumulated(x_ptr.dtype.element_ty)
+    ACC: tl.constexpr = activation.accumulated(x_ptr.dtype.element_ty)
     sample, walk, tile = _place(walks, tiles)
     noise_sample = 0 if SHARED_NOISE else sample
     columns = tl.cast(column_vectors, tl.int64) * VECTOR
@@ -168,7 +162,7 @@ def bias_act_bwd_kernel(
     The sums along a row of a tile go to `row_… [samples, tiles, rows]`, those down a walk to
     `column_… [samples, walks, columns]`, each may be None. The rest is as in `bias_act_fwd_kernel`.
     """
-    ACC: tl.constexpr = _accumulated(x_ptr.dtype.element_ty)
+    ACC: tl.constexpr = activation.accumulated(x_ptr.dtype.element_ty)
     sample, walk, tile = _place(walks, tiles)
     noise_sample = 0 if SHARED_NOISE else sample
     columns = tl.cast(column_vectors, tl.int64) * VECTOR
@@ -236,7 +230,7 @@ def bias_act_double_bwd_kernel(
 
     Without `d2x` only ddy is made, and dy not read. The rest is as in `bias_act_bwd_kernel`.
     """
-    ACC: tl.constexpr = _accumulated(x_ptr.dtype.element_ty)
+    ACC: tl.constexpr = activation.accumulated(x_ptr.dtype.element_ty)
     sample, walk, tile = _place(walks, tiles)
     columns = tl.cast(column_vectors, tl.int64) * VECTOR
     column = tile * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None, :]

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gpseg.backends.contract import Epilogue
-from gpseg.backends.convolution import multiplies_in_tf32
+from gpseg.backends.convolution import multiplies_in_tf32, outputs_first
 from gpseg.backends.layout import empty_in_layout_of, for_sums, in_layout_of
 from gpseg.backends.resampling import Convolution
 from gpseg.backends.triton.activation import finished
@@ -436,7 +436,7 @@ def fused_conv(
     sides = [for_sums(t, x) for t in (s, d, noise, b)]
     pixels = size[2] * size[3]
     noise_stride = pixels if noise is not None and noise.numel() > pixels else 0
-    w = _outputs_first(w, conv.transposed)
+    w = outputs_first(w, conv.transposed)
     geometry = _geometry(x.shape, size, w.shape, conv)
 
     def run(configuration: Configuration) -> None:
@@ -473,7 +473,7 @@ def fused_conv_input_grad(
     """Gradients (dx, ds) of c = conv2d(s · x, w), in one kernel; conv and w are the forward's."""
     gradient = Convolution(conv.stride, conv.padding, not conv.transposed)
     x, dc, dx = in_layout_of(x, x), in_layout_of(dc, x), empty_in_layout_of(x, x.shape)
-    w, scale = _outputs_first(w, gradient.transposed), for_sums(s, x)
+    w, scale = outputs_first(w, gradient.transposed), for_sums(s, x)
     geometry = _geometry(dc.shape, x.shape, w.shape, gradient)
 
     def run(configuration: Configuration) -> Tensor:
@@ -592,9 +592,3 @@ def _shape(rows: int, columns: int) -> str:
 
 def _precision(x: Tensor) -> str:
     return "tf32" if multiplies_in_tf32(x) else "ieee"
-
-
-def _outputs_first(w: Tensor, transposed: bool) -> Tensor:
-    """Weight as the kernels read it: `[O, kh, kw, I]` in memory."""
-    w = w.transpose(0, 1) if transposed else w
-    return w.contiguous(memory_format=torch.channels_last)

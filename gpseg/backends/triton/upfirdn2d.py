@@ -25,7 +25,7 @@ from gpseg.backends.layout import (
     memory_format_of,
 )
 from gpseg.backends.resampling import Padding, filter_taps, filtered_size
-from gpseg.backends.triton.activation import finished
+from gpseg.backends.triton.activation import accumulated, finished
 from gpseg.backends.triton.configurations import Configuration
 from gpseg.backends.triton.launch import configured, launch
 
@@ -35,12 +35,6 @@ _VARYING = [
     *("up_x", "up_y", "down_x", "down_y", "taps_x", "taps_y"),
 ]
 """Arguments that no version of a kernel is compiled for: what the compiler must know of them is in VEC."""
-
-
-@triton.constexpr_function
-def _sum_type(element):
-    """The type that sums of this element type are taken in."""
-    return tl.float64 if element == tl.float64 else tl.float32
 
 
 @triton.jit
@@ -225,7 +219,7 @@ def upfirdn2d_fwd_kernel(
         pad_x, pad_y: zeros before the pixels, on the upsampled grid; along y it is `UP` · pad_y + `PHASE`.
         rows: of a strip, each `UP` rows of outputs.
     """
-    A: tl.constexpr = _sum_type(x_ptr.dtype.element_ty)
+    A: tl.constexpr = accumulated(x_ptr.dtype.element_ty)
     STRIDE: tl.constexpr = UP * DOWN  # one of them is 1
     LENGTH: tl.constexpr = TAPS // STRIDE
     ACROSS: tl.constexpr = TAPS // UP
@@ -370,7 +364,7 @@ def upfirdn2d_generic_kernel(
         pad_x, pad_y: zeros before the pixels, on the upsampled grid.
         others: as `upfirdn2d_fwd_kernel` has them.
     """
-    A: tl.constexpr = _sum_type(x_ptr.dtype.element_ty)
+    A: tl.constexpr = accumulated(x_ptr.dtype.element_ty)
     if CHANNELS_LAST:
         channels = channels * VEC
         pixel = channels
