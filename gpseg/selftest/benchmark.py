@@ -1,4 +1,5 @@
-"""How fast the operators are on a GPU, each by all its routes and with measured choices, and the usual ways of composing them, in turn."""
+"""How fast the operators are on a GPU, each by all its routes and with measured choices, and the usual ways of composing
+them, in turn."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
