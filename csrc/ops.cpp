@@ -294,6 +294,51 @@ void fused_conv_op(const Tensor& x, const Tensor& weight, const OptionalTensor& 
       x);
 }
 
+#else
+
+// weight: as torch's (transposed) convolution of stride 1 holds it, in any layout.
+void winograd_conv_op(const Tensor& x, const Tensor& weight, const OptionalTensor& style,
+                      const std::vector<int64_t>& padding, bool transposed, const OptionalTensor& d,
+                      const OptionalTensor& noise, const OptionalTensor& bias,
+                      const std::string& act, double alpha, double gain, double clamp,
+                      const Tensor& y, const OptionalTensor& c, const OptionalTensor& factor,
+                      const OptionalTensor& product) {
+  const DType dtype = DType::float32;
+  const Images images{y.size(0), y.size(1), y.size(2) * y.size(3), true};
+  const int64_t n = x.size(0), in_c = x.size(1);
+  STD_TORCH_CHECK(in_c % kWinogradChannels == 0 && images.c % kWinogradChannels == 0,
+                  "gpseg: winograd_conv serves channels in multiples of ", kWinogradChannels);
+  STD_TORCH_CHECK(dtype_of(weight) == dtype && weight.dim() == 4 && weight.size(2) == 3 &&
+                      weight.size(3) == 3 && weight.size(transposed ? 1 : 0) == images.c &&
+                      weight.size(transposed ? 0 : 1) == in_c,
+                  "gpseg: winograd_conv serves float32 kernels of 3 x 3");
+  // a transposed convolution is one with the mirrored kernel and what that reaches beyond the edge
+  const int64_t step_y = weight.stride(2), step_x = weight.stride(3);
+  const float* top_left = static_cast<const float*>(weight.data_ptr());
+  const int64_t sign = transposed ? -1 : 1;
+  winograd_conv({n,
+                 x.size(2),
+                 x.size(3),
+                 in_c,
+                 y.size(2),
+                 y.size(3),
+                 images.c,
+                 transposed ? 2 - padding[0] : padding[0],
+                 transposed ? 2 - padding[1] : padding[1],
+                 static_cast<const float*>(memory("x", x, dtype, x.numel())),
+                 transposed ? top_left + 2 * (step_y + step_x) : top_left,
+                 weight.stride(transposed ? 1 : 0),
+                 weight.stride(transposed ? 0 : 1),
+                 sign * step_y,
+                 sign * step_x,
+                 static_cast<const float*>(memory("style", style, dtype, n * in_c)),
+                 epilogue_of(dtype, images, d, noise, bias, act, alpha, gain, clamp),
+                 static_cast<float*>(result("y", y, dtype, images.size())),
+                 static_cast<float*>(result("c", c, dtype, images.size())),
+                 static_cast<const float*>(memory("factor", factor, dtype, images.size())),
+                 static_cast<float*>(result("product", product, dtype, images.n * images.c))});
+}
+
 #endif
 
 }  // namespace
@@ -331,6 +376,11 @@ GPSEG_DEFINE(GPSEG_LIBRARY, m) {
       "fused_conv(Tensor x, Tensor weight, Tensor? style, int stride, int[] padding, bool "
       "transposed, Tensor? d, Tensor? noise, Tensor? bias, " GPSEG_ACTIVATION
       ", Tensor(a!) y, Tensor(b!)? c, Tensor? factor, Tensor(c!)? product) -> ()");
+#else
+  m.def(
+      "winograd_conv(Tensor x, Tensor weight, Tensor? style, int[] padding, bool transposed, "
+      "Tensor? d, Tensor? noise, Tensor? bias, " GPSEG_ACTIVATION
+      ", Tensor(a!) y, Tensor(b!)? c, Tensor? factor, Tensor(c!)? product) -> ()");
 #endif
 }
 
@@ -344,5 +394,7 @@ GPSEG_IMPLEMENT(GPSEG_LIBRARY, GPSEG_DISPATCH_KEY, m) {
   m.impl("upfirdn2d_demod_act", TORCH_BOX(&gpseg::upfirdn2d_demod_act_op));
 #if defined(GPSEG_CUDA_KERNELS)
   m.impl("fused_conv", TORCH_BOX(&gpseg::fused_conv_op));
+#else
+  m.impl("winograd_conv", TORCH_BOX(&gpseg::winograd_conv_op));
 #endif
 }

@@ -87,6 +87,26 @@ struct Upfirdn2d {
   void* filtered;  // written too if not null
 };
 
+// c = conv(weight, style * x), 3 x 3 taps and stride 1, and y = epilogue(c): float32, channels last,
+// their numbers multiples of kWinogradChannels.
+struct WinogradConv {
+  int64_t n;
+  int64_t in_h, in_w, in_c;
+  int64_t out_h, out_w, out_c;
+  int64_t pad_y, pad_x;  // zeros before the first row and column
+  const float* x;
+  const float* weight;  // the top left tap from input channel 0 to output channel 0, and how far
+  int64_t weight_o, weight_i, weight_y, weight_x;  // apart output, input, rows and columns lie
+  const float* style;   // [N, in_c] or null
+  Epilogue epilogue;    // its x is not read, its images are the output's
+  float* y;
+  float* c;             // written too if not null
+  const float* factor;  // as y, or null
+  float* product;       // [N, out_c], the sum over pixels of c * factor; only with a factor
+};
+
+constexpr int64_t kWinogradChannels = 16;
+
 void bias_act(const EpilogueForward& p);
 void bias_act_backward(const EpilogueBackward& p);
 void bias_act_double_backward(const EpilogueDoubleBackward& p);
@@ -95,5 +115,7 @@ void demod_act(const EpilogueForward& p);
 void demod_act_backward(const EpilogueBackward& p);
 
 void upfirdn2d(const Upfirdn2d& p);
+
+void winograd_conv(const WinogradConv& p);
 
 }  // namespace gpseg

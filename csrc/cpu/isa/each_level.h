@@ -5,9 +5,11 @@
 // for the baseline only, lest the linker keep a copy that the processor can't run.
 #include "cpu/isa/level.h"
 
+#define GPSEG_VECTOR_BYTES 16
 namespace gpseg::baseline {
 #include GPSEG_KERNEL
 }
+#undef GPSEG_VECTOR_BYTES
 
 #if GPSEG_X86_LEVELS
 
@@ -17,9 +19,11 @@ namespace gpseg::baseline {
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 #endif
+#define GPSEG_VECTOR_BYTES 32
 namespace gpseg::avx2 {
 #include GPSEG_KERNEL
 }
+#undef GPSEG_VECTOR_BYTES
 #if defined(__clang__)
 #pragma clang attribute pop
 #pragma clang attribute push( \
@@ -29,9 +33,11 @@ namespace gpseg::avx2 {
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #endif
+#define GPSEG_VECTOR_BYTES 64
 namespace gpseg::avx512 {
 #include GPSEG_KERNEL
 }
+#undef GPSEG_VECTOR_BYTES
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

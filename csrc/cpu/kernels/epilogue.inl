@@ -18,7 +18,7 @@ struct Tile {
   int64_t size() const { return cn * pn; }
 };
 
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

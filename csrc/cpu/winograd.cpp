@@ -1,0 +1,16 @@
+// 3 x 3 convolutions on the CPU by Winograd's minimal filtering, with the passes around them.
+#include <cstdint>
+
+#include "common/kernels.h"
+#include "common/parallel.h"
+#include "common/scratch.h"
+#include "cpu/workspace.h"
+
+#define GPSEG_KERNEL "cpu/kernels/winograd.inl"
+#include "cpu/isa/each_level.h"
+
+namespace gpseg {
+
+void winograd_conv(const WinogradConv& p) { GPSEG_DISPATCH(winograd_conv, p); }
+
+}  // namespace gpseg
