@@ -6,8 +6,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from gpseg.backends import convolution
 from gpseg.backends.contract import Epilogue, Pair
-from gpseg.backends.convolution import outputs_first
 from gpseg.backends.layout import (
     accumulate_dtype,
     empty_in_layout_of,
@@ -82,7 +82,7 @@ class CompiledBackend:
     ) -> tuple[Tensor, Tensor | None]:
         """Gradients (dx, db) of `bias_act`; db is None without a bias."""
         dy, x = in_layout_of(dy, x), in_layout_of(x, x)
-        dx, db = empty_in_layout_of(x, x.shape), _sums_for(b, x)
+        dx, db = empty_in_layout_of(x, x.shape), sums_for(b, x)
         self._kernels.bias_act_backward.default(
             dy, x, for_sums(b, x), *flattened(x, dim), act, alpha, gain, clamp, dx, db
         )
@@ -104,7 +104,7 @@ class CompiledBackend:
         """Gradients with respect to (dy, x, b) of <dx, ddx> + <db, ddb>, the outputs of the backward."""
         dy, x = in_layout_of(dy, x), in_layout_of(x, x)
         ddy, d2x = empty_in_layout_of(x, x.shape), empty_in_layout_of(x, x.shape)
-        d2b = _sums_for(b, x)
+        d2b = sums_for(b, x)
         self._kernels.bias_act_double_backward.default(
             None if ddx is None else in_layout_of(ddx, x),
             for_sums(ddb, x),
@@ -139,7 +139,7 @@ class CompiledBackend:
     ) -> Tensor:
         """The epilogue of `c [N, O, H, W]`."""
         y = empty_in_layout_of(c, c.shape)
-        self._kernels.demod_act.default(in_layout_of(c, c), *_flat(epilogue, c), y)
+        self._kernels.demod_act.default(in_layout_of(c, c), *flat(epilogue, c), y)
         return y
 
     def demod_act_backward(
@@ -151,11 +151,11 @@ class CompiledBackend:
         """Gradients (dc, dd, dnoise, db) of `demod_act`; None where the input is None."""
         dc = empty_in_layout_of(c, c.shape)
         d, noise, b, *_ = epilogue
-        dd, dnoise, db = _sums_for(d, c), _sums_for(noise, c), _sums_for(b, c)
+        dd, dnoise, db = sums_for(d, c), sums_for(noise, c), sums_for(b, c)
         self._kernels.demod_act_backward.default(
             in_layout_of(dy, c),
             in_layout_of(c, c),
-            *_flat(epilogue, c),
+            *flat(epilogue, c),
             dc,
             dd,
             dnoise,
@@ -203,11 +203,14 @@ class CompiledBackend:
             padding,
             flip_filter,
             fir_gain,
-            *_flat(epilogue, x),
+            *flat(epilogue, x),
             y,
             c,
         )
         return y, c
+
+    conv2d = staticmethod(convolution.conv2d)
+    conv2d_weight_grad = staticmethod(convolution.conv2d_weight_grad)
 
     def fuses(self, x: Tensor, w: Tensor, conv: Convolution, direction: str) -> bool:
         """Whether there is a fused kernel: channels_last half types, channels in eights, at most 3×3; not for weights."""
@@ -238,12 +241,12 @@ class CompiledBackend:
         c = torch.empty_like(y) if keep else None
         self._kernels.fused_conv.default(
             in_layout_of(x, x),
-            outputs_first(w, conv.transposed),
+            convolution.outputs_first(w, conv.transposed),
             for_sums(s, x),
             conv.stride,
             conv.padding,
             conv.transposed,
-            *_flat(epilogue, x),
+            *flat(epilogue, x),
             y,
             c,
             None,
@@ -255,15 +258,15 @@ class CompiledBackend:
         self, dc: Tensor, w: Tensor, conv: Convolution, x: Tensor, s: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Gradients (dx, ds) of c = conv2d(s · x, w), in one kernel; conv and w are the forward's."""
-        dx, ds = empty_in_layout_of(x, x.shape), _sums_for(s, x)
+        dx, ds = empty_in_layout_of(x, x.shape), sums_for(s, x)
         self._kernels.fused_conv.default(
             in_layout_of(dc, x),
-            outputs_first(w, not conv.transposed),
+            convolution.outputs_first(w, not conv.transposed),
             None,
             conv.stride,
             conv.padding,
             not conv.transposed,
-            *_flat(Epilogue(d=s), x),
+            *flat(Epilogue(d=s), x),
             dx,
             None,
             in_layout_of(x, x),
@@ -282,13 +285,13 @@ class CompiledBackend:
         return f.to(accumulate_dtype(x.dtype) if self._on_gpu else torch.float64).contiguous()
 
 
-def _flat(epilogue: Epilogue, x: Tensor) -> tuple[Any, ...]:
+def flat(epilogue: Epilogue, x: Tensor) -> tuple[Any, ...]:
     """An epilogue as arguments of a kernel on x."""
     d, noise, b, *activation = epilogue
     return for_sums(d, x), for_sums(noise, x), for_sums(b, x), *activation
 
 
-def _sums_for(t: Tensor | None, x: Tensor) -> Tensor | None:
+def sums_for(t: Tensor | None, x: Tensor) -> Tensor | None:
     """Where a kernel on x puts the gradient of the side input t; None if there is none."""
     if t is None:
         return None
@@ -296,7 +299,7 @@ def _sums_for(t: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 def _as_gradient(sums: Tensor | None, t: Tensor | None) -> Tensor | None:
-    """What `_sums_for(t, …)` holds, as a gradient of t."""
+    """What `sums_for(t, …)` holds, as a gradient of t."""
     return None if sums is None or t is None else sums.to(t.dtype)
 
 

@@ -148,6 +148,29 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor | None]:
         """`demod_act(upfirdn2d(x, …), …)` in one pass over memory, and the filter's result c too if `keep`."""
 
+    def conv2d(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        transposed: bool,
+        output_padding: Sequence[int],
+        groups: int,
+    ) -> Tensor:
+        """As `gpseg.backends.convolution.conv2d`, which is torch's: that, or something faster."""
+
+    def conv2d_weight_grad(
+        self,
+        x: Tensor,
+        dy: Tensor,
+        size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        groups: int,
+    ) -> Tensor:
+        """As `gpseg.backends.convolution.conv2d_weight_grad`."""
+
     def fuses(self, x: Tensor, w: Tensor, conv: Convolution, direction: str) -> bool:
         """Whether there is a fused kernel for this convolution c = conv2d(s · x, w), in a direction of `DIRECTIONS`."""
 

@@ -1,6 +1,6 @@
 """The convolution under every backend: torch's own, with the layout made to follow the input's."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -100,12 +100,16 @@ def conv2d_input_grad(
     padding: Sequence[int],
     transposed: bool,
     groups: int,
+    convolve: Callable[..., Tensor] = conv2d,
 ) -> Tensor:
-    """Gradient of `conv2d` with respect to its input of the given size: the other kind, same weight."""
+    """Gradient of `conv2d` with respect to its input of the given size: the other kind, same weight.
+
+    `convolve` is what carries it out, with the signature of `conv2d`.
+    """
     extra = (
         [0, 0] if transposed else output_padding(size_in, dy.shape, weight.shape, stride, padding)
     )
-    return conv2d(dy, weight, stride, padding, not transposed, extra, groups)
+    return convolve(dy, weight, stride, padding, not transposed, extra, groups)
 
 
 def multiplies_in_tf32(x: Tensor) -> bool:

@@ -1,8 +1,24 @@
 """C++ kernels for the CPU, compiled when the package is installed."""
 
 import importlib
+import math
+from collections.abc import Sequence
 
-from gpseg.backends.compiled import CompiledBackend
+import torch
+from torch import Tensor
+
+from gpseg.backends import convolution
+from gpseg.backends.compiled import CompiledBackend, flat, sums_for
+from gpseg.backends.contract import Epilogue
+from gpseg.backends.layout import empty_in_layout_of, for_sums, in_layout_of, memory_format_of
+from gpseg.backends.resampling import Convolution
+
+_CHANNEL_MULTIPLE = 16
+"""csrc/common/kernels.h: what Winograd's convolution needs of channels."""
+
+_TILE = 4
+_LEAST_TILES = 16
+"""Side of its output's tiles, and how many of them make up for transforming the kernel."""
 
 
 def _load() -> str | None:
@@ -16,4 +32,94 @@ def _load() -> str | None:
     return None
 
 
-BACKEND = CompiledBackend("cpp", ("cpu",), _load)
+class CppBackend(CompiledBackend):
+    """With a convolution of its own: Winograd's, for float32 in channels_last, 3×3 at stride 1."""
+
+    def __init__(self) -> None:
+        super().__init__("cpp", ("cpu",), _load)
+
+    def fuses(self, x: Tensor, w: Tensor, conv: Convolution, direction: str) -> bool:
+        """Whether Winograd's convolution serves: float32, channels_last, 3×3, stride 1, channels in sixteens, and enough
+        pixels to make up for transforming the kernel."""
+        n, _, h, width = x.shape
+        return (
+            direction != "weight_grad"
+            and x.dtype == torch.float32
+            and w.shape[2] == w.shape[3] == 3
+            and conv.stride == 1
+            and w.shape[0] % _CHANNEL_MULTIPLE == w.shape[1] % _CHANNEL_MULTIPLE == 0
+            and n * math.ceil(h / _TILE) * math.ceil(width / _TILE) >= _LEAST_TILES
+            and memory_format_of(x) == torch.channels_last
+        )
+
+    def conv2d(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        transposed: bool,
+        output_padding: Sequence[int],
+        groups: int,
+    ) -> Tensor:
+        """Winograd's convolution where it serves, else torch's."""
+        conv = Convolution(max(stride), (padding[0], padding[1]), transposed)
+        if groups == 1 and self.fuses(x, weight, conv, "forward"):
+            size = convolution.convolution_size(
+                x.shape, weight.shape, stride, padding, transposed, output_padding, groups
+            )
+            return self.fused_conv(x, weight, conv, size, None, Epilogue(), False)[0]
+        return convolution.conv2d(x, weight, stride, padding, transposed, output_padding, groups)
+
+    def fused_conv(
+        self,
+        x: Tensor,
+        w: Tensor,
+        conv: Convolution,
+        size: Sequence[int],
+        s: Tensor | None,
+        epilogue: Epilogue,
+        keep: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The epilogue of c = conv2d(s · x, w) in one kernel, and c too if `keep`."""
+        y = empty_in_layout_of(x, size)
+        c = torch.empty_like(y) if keep else None
+        self._winograd(x, w, s, conv.padding, conv.transposed, epilogue, y, c, None, None)
+        return y, c
+
+    def fused_conv_input_grad(
+        self, dc: Tensor, w: Tensor, conv: Convolution, x: Tensor, s: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients (dx, ds) of c = conv2d(s · x, w), in one kernel; conv and w are the forward's."""
+        dx, ds = empty_in_layout_of(x, x.shape), sums_for(s, x)
+        self._winograd(
+            in_layout_of(dc, x),
+            w,
+            None,
+            conv.padding,
+            not conv.transposed,
+            Epilogue(d=s),
+            dx,
+            None,
+            in_layout_of(x, x),
+            ds,
+        )
+        assert ds is not None
+        return dx, ds
+
+    def _winograd(
+        self,
+        x: Tensor,
+        w: Tensor,
+        s: Tensor | None,
+        padding: tuple[int, int],
+        transposed: bool,
+        epilogue: Epilogue,
+        *results: Tensor | None,
+    ) -> None:
+        self._kernels.winograd_conv.default(
+            x, w, for_sums(s, x), padding, transposed, *flat(epilogue, x), *results
+        )
+
+
+BACKEND = CppBackend()

@@ -14,9 +14,7 @@ from torch import Tensor
 from gpseg.backends import routes
 from gpseg.backends.contract import Backend, Epilogue
 from gpseg.backends.convolution import (
-    conv2d,
     conv2d_input_grad,
-    conv2d_weight_grad,
     convolution_size,
     multiplies_in_tf32,
 )
@@ -154,7 +152,7 @@ def _convolved(
 
     def composed() -> tuple[Tensor, Tensor | None]:
         u = _convolution_input(backend, x, s, plan, f)
-        c = conv2d(u, w, [conv.stride] * 2, conv.padding, conv.transposed, [0, 0], 1)
+        c = backend.conv2d(u, w, [conv.stride] * 2, conv.padding, conv.transposed, [0, 0], 1)
         if epilogue.does_nothing:
             return c, None
         return backend.demod_act(c, epilogue), c if keep else None
@@ -264,7 +262,9 @@ def _input_gradients(
 
     def composed() -> tuple[Tensor, Tensor]:
         size, stride = _convolution_input_size(x.shape, plan, f), [conv.stride] * 2
-        du = conv2d_input_grad(dc, w, size, stride, conv.padding, conv.transposed, 1)
+        du = conv2d_input_grad(
+            dc, w, size, stride, conv.padding, conv.transposed, 1, backend.conv2d
+        )
         if plan.before is not None:
             du = _filter_adjoint(backend, du, plan.before, f, x.shape)
         return backend.scale_channels_backward(x, s, du)
@@ -289,7 +289,7 @@ def _weight_gradient(
     def composed() -> Tensor:
         u = _convolution_input(backend, x, s, plan, f)
         pair = (dc, u) if conv.transposed else (u, dc)
-        return conv2d_weight_grad(*pair, w.shape, [conv.stride] * 2, conv.padding, 1)
+        return backend.conv2d_weight_grad(*pair, w.shape, [conv.stride] * 2, conv.padding, 1)
 
     if plan.before is not None or not backend.fuses(x, w, conv, "weight_grad"):
         return composed()

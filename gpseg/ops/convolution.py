@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gpseg import backends
 from gpseg.backends import convolution
 from gpseg.backends.layout import empty_in_layout_of
 from gpseg.backends.resampling import Fir, filter_taps, oriented_weight, plan_resampling
@@ -48,9 +49,15 @@ def weight_grad(off: bool) -> Iterator[None]:
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, ctx.stride, ctx.padding, ctx.transposed, _, ctx.groups = inputs
     ctx.save_for_backward(x, weight)
+    ctx.backend = backends.forced_backend()
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+    with backends.use_backend(ctx.backend):
+        return _gradients(ctx, dy)
+
+
+def _gradients(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
     x, weight = ctx.saved_tensors
     dx, dw = None, None
     if ctx.needs_input_grad[0]:
@@ -69,7 +76,7 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
 _conv2d = register(
     "conv2d(Tensor x, Tensor weight, int[] stride, int[] padding, bool transposed,"
     " SymInt[] output_padding, int groups) -> Tensor",
-    convolution.conv2d,
+    lambda x, *arguments: backends.select(x).conv2d(x, *arguments),
     lambda x, weight, *arguments: empty_in_layout_of(
         x, convolution.convolution_size(x.shape, weight.shape, *arguments)
     ),
@@ -82,9 +89,15 @@ _conv2d = register(
 def _weight_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, dy, _, ctx.stride, ctx.padding, ctx.groups = inputs
     ctx.save_for_backward(x, dy)
+    ctx.backend = backends.forced_backend()
 
 
 def _weight_grad_backward(ctx: Any, ddw: Tensor) -> tuple[Any, ...]:
+    with backends.use_backend(ctx.backend):
+        return _weight_grad_gradients(ctx, ddw)
+
+
+def _weight_grad_gradients(ctx: Any, ddw: Tensor) -> tuple[Any, ...]:
     x, dy = ctx.saved_tensors
     dx, ddy = None, None
     if ctx.needs_input_grad[0]:
@@ -98,7 +111,7 @@ def _weight_grad_backward(ctx: Any, ddw: Tensor) -> tuple[Any, ...]:
 _conv2d_weight_grad = register(
     "conv2d_weight_grad(Tensor x, Tensor dy, SymInt[] size, int[] stride, int[] padding, int groups)"
     " -> Tensor",
-    convolution.conv2d_weight_grad,
+    lambda x, *arguments: backends.select(x).conv2d_weight_grad(x, *arguments),
     lambda x, dy, size, *arguments: x.new_empty(size),
     _weight_grad_setup,
     _weight_grad_backward,

@@ -4,6 +4,7 @@ from typing import NoReturn
 
 import torch
 
+from gpseg.backends import convolution
 from gpseg.backends.contract import Backend
 from gpseg.backends.eager import bias_act as _bias_act
 from gpseg.backends.eager import modulated_conv as _modulated_conv
@@ -26,6 +27,9 @@ class EagerBackend:
     demod_act = staticmethod(_modulated_conv.demod_act)
     demod_act_backward = staticmethod(_modulated_conv.demod_act_backward)
     upfirdn2d_demod_act = staticmethod(_modulated_conv.upfirdn2d_demod_act)
+
+    conv2d = staticmethod(convolution.conv2d)
+    conv2d_weight_grad = staticmethod(convolution.conv2d_weight_grad)
 
     def available(self) -> str | None:
         """None: plain PyTorch is always there."""

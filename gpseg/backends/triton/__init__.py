@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpseg.backends import convolution
 from gpseg.backends.contract import Backend
 from gpseg.backends.layout import memory_format_of
 from gpseg.backends.resampling import Convolution
@@ -66,6 +67,9 @@ class TritonBackend:
     fused_conv = _in("modulated_conv", "fused_conv")
     fused_conv_input_grad = _in("modulated_conv", "fused_conv_input_grad")
     fused_conv_weight_grad = _in("modulated_conv", "fused_conv_weight_grad")
+
+    conv2d = staticmethod(convolution.conv2d)
+    conv2d_weight_grad = staticmethod(convolution.conv2d_weight_grad)
 
     def available(self) -> str | None:
         """None if the kernels can be used here, else one line that says why not."""
