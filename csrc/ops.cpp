@@ -296,7 +296,40 @@ void fused_conv_op(const Tensor& x, const Tensor& weight, const OptionalTensor& 
 
 #else
 
-// weight: as torch's (transposed) convolution of stride 1 holds it, in any layout.
+// What a convolution of x with a kernel of 3 x 3 taps takes; `like_y` has its result's size.
+WinogradInput winograd_input(const Tensor& x, const OptionalTensor& style, const Tensor& like_y,
+                             int64_t pad_y, int64_t pad_x) {
+  const DType dtype = DType::float32;
+  const int64_t n = x.size(0), in_c = x.size(1), out_c = like_y.size(1);
+  STD_TORCH_CHECK(in_c % kWinogradChannels == 0 && out_c % kWinogradChannels == 0,
+                  "gpseg: winograd serves channels in multiples of ", kWinogradChannels);
+  return {n,
+          x.size(2),
+          x.size(3),
+          in_c,
+          like_y.size(2),
+          like_y.size(3),
+          out_c,
+          pad_y,
+          pad_x,
+          static_cast<const float*>(memory("x", x, dtype, x.numel())),
+          static_cast<const float*>(memory("style", style, dtype, n * in_c))};
+}
+
+// The taps of a kernel as torch's (transposed) convolution of stride 1 holds it, in any layout; a
+// transposed convolution is one with the mirrored kernel.
+template <class T>
+Taps<T> taps_of(const Tensor& weight, bool transposed, const WinogradInput& p) {
+  STD_TORCH_CHECK(dtype_of(weight) == DType::float32 && weight.dim() == 4 && weight.size(2) == 3 &&
+                      weight.size(3) == 3 && weight.size(transposed ? 1 : 0) == p.out_c &&
+                      weight.size(transposed ? 0 : 1) == p.in_c,
+                  "gpseg: winograd serves float32 kernels of 3 x 3");
+  const int64_t o = weight.stride(0), i = weight.stride(1);
+  const int64_t y = weight.stride(2), x = weight.stride(3);
+  T* start = static_cast<T*>(weight.data_ptr());
+  return transposed ? Taps<T>{start + 2 * (y + x), i, o, -y, -x} : Taps<T>{start, o, i, y, x};
+}
+
 void winograd_conv_op(const Tensor& x, const Tensor& weight, const OptionalTensor& style,
                       const std::vector<int64_t>& padding, bool transposed, const OptionalTensor& d,
                       const OptionalTensor& noise, const OptionalTensor& bias,
@@ -305,38 +338,24 @@ void winograd_conv_op(const Tensor& x, const Tensor& weight, const OptionalTenso
                       const OptionalTensor& product) {
   const DType dtype = DType::float32;
   const Images images{y.size(0), y.size(1), y.size(2) * y.size(3), true};
-  const int64_t n = x.size(0), in_c = x.size(1);
-  STD_TORCH_CHECK(in_c % kWinogradChannels == 0 && images.c % kWinogradChannels == 0,
-                  "gpseg: winograd_conv serves channels in multiples of ", kWinogradChannels);
-  STD_TORCH_CHECK(dtype_of(weight) == dtype && weight.dim() == 4 && weight.size(2) == 3 &&
-                      weight.size(3) == 3 && weight.size(transposed ? 1 : 0) == images.c &&
-                      weight.size(transposed ? 0 : 1) == in_c,
-                  "gpseg: winograd_conv serves float32 kernels of 3 x 3");
-  // a transposed convolution is one with the mirrored kernel and what that reaches beyond the edge
-  const int64_t step_y = weight.stride(2), step_x = weight.stride(3);
-  const float* top_left = static_cast<const float*>(weight.data_ptr());
-  const int64_t sign = transposed ? -1 : 1;
-  winograd_conv({n,
-                 x.size(2),
-                 x.size(3),
-                 in_c,
-                 y.size(2),
-                 y.size(3),
-                 images.c,
-                 transposed ? 2 - padding[0] : padding[0],
-                 transposed ? 2 - padding[1] : padding[1],
-                 static_cast<const float*>(memory("x", x, dtype, x.numel())),
-                 transposed ? top_left + 2 * (step_y + step_x) : top_left,
-                 weight.stride(transposed ? 1 : 0),
-                 weight.stride(transposed ? 0 : 1),
-                 sign * step_y,
-                 sign * step_x,
-                 static_cast<const float*>(memory("style", style, dtype, n * in_c)),
+  // the mirrored kernel reaches beyond the edge by what the other one leaves out
+  const WinogradInput input =
+      winograd_input(x, style, y, transposed ? 2 - padding[0] : padding[0],
+                     transposed ? 2 - padding[1] : padding[1]);
+  winograd_conv({input, taps_of<const float>(weight, transposed, input),
                  epilogue_of(dtype, images, d, noise, bias, act, alpha, gain, clamp),
                  static_cast<float*>(result("y", y, dtype, images.size())),
                  static_cast<float*>(result("c", c, dtype, images.size())),
                  static_cast<const float*>(memory("factor", factor, dtype, images.size())),
                  static_cast<float*>(result("product", product, dtype, images.n * images.c))});
+}
+
+void winograd_weight_grad_op(const Tensor& x, const OptionalTensor& style, const Tensor& dc,
+                             const std::vector<int64_t>& padding, const Tensor& dweight) {
+  const WinogradInput input = winograd_input(x, style, dc, padding[0], padding[1]);
+  winograd_weight_grad(
+      {input, static_cast<const float*>(memory("dc", dc, DType::float32, dc.numel())),
+       taps_of<float>(dweight, false, input)});
 }
 
 #endif
@@ -381,6 +400,9 @@ GPSEG_DEFINE(GPSEG_LIBRARY, m) {
       "winograd_conv(Tensor x, Tensor weight, Tensor? style, int[] padding, bool transposed, "
       "Tensor? d, Tensor? noise, Tensor? bias, " GPSEG_ACTIVATION
       ", Tensor(a!) y, Tensor(b!)? c, Tensor? factor, Tensor(c!)? product) -> ()");
+  m.def(
+      "winograd_weight_grad(Tensor x, Tensor? style, Tensor dc, int[] padding, Tensor(a!) dweight) "
+      "-> ()");
 #endif
 }
 
@@ -396,5 +418,6 @@ GPSEG_IMPLEMENT(GPSEG_LIBRARY, GPSEG_DISPATCH_KEY, m) {
   m.impl("fused_conv", TORCH_BOX(&gpseg::fused_conv_op));
 #else
   m.impl("winograd_conv", TORCH_BOX(&gpseg::winograd_conv_op));
+  m.impl("winograd_weight_grad", TORCH_BOX(&gpseg::winograd_weight_grad_op));
 #endif
 }

@@ -87,22 +87,39 @@ struct Upfirdn2d {
   void* filtered;  // written too if not null
 };
 
-// c = conv(weight, style * x), 3 x 3 taps and stride 1, and y = epilogue(c): float32, channels last,
-// their numbers multiples of kWinogradChannels.
-struct WinogradConv {
+// What a convolution with 3 x 3 taps and stride 1 takes: style * x. Float32, channels last, their
+// numbers multiples of kWinogradChannels.
+struct WinogradInput {
   int64_t n;
   int64_t in_h, in_w, in_c;
   int64_t out_h, out_w, out_c;
   int64_t pad_y, pad_x;  // zeros before the first row and column
   const float* x;
-  const float* weight;  // the top left tap from input channel 0 to output channel 0, and how far
-  int64_t weight_o, weight_i, weight_y, weight_x;  // apart output, input, rows and columns lie
-  const float* style;   // [N, in_c] or null
-  Epilogue epilogue;    // its x is not read, its images are the output's
+  const float* style;  // [N, in_c] or null
+};
+
+// Where a kernel's numbers lie: the top left tap from input channel 0 to output channel 0, and how
+// far apart output and input channels, rows and columns are.
+template <class T>
+struct Taps {
+  T* start;
+  int64_t o, i, y, x;
+};
+
+// c = conv(weight, style * x) and y = epilogue(c).
+struct WinogradConv : WinogradInput {
+  Taps<const float> weight;
+  Epilogue epilogue;  // its x is not read, its images are the output's
   float* y;
   float* c;             // written too if not null
   const float* factor;  // as y, or null
   float* product;       // [N, out_c], the sum over pixels of c * factor; only with a factor
+};
+
+// Gradient of <c, dc> with respect to weight.
+struct WinogradWeightGrad : WinogradInput {
+  const float* dc;
+  Taps<float> dweight;
 };
 
 constexpr int64_t kWinogradChannels = 16;
@@ -117,5 +134,6 @@ void demod_act_backward(const EpilogueBackward& p);
 void upfirdn2d(const Upfirdn2d& p);
 
 void winograd_conv(const WinogradConv& p);
+void winograd_weight_grad(const WinogradWeightGrad& p);
 
 }  // namespace gpseg

@@ -1,4 +1,5 @@
-// 3 x 3 convolutions on the CPU by Winograd's minimal filtering, with the passes around them.
+// 3 x 3 convolutions on the CPU by Winograd's minimal filtering, with the passes around them,
+// and the gradient of their kernels.
 #include <cstdint>
 
 #include "common/kernels.h"
@@ -12,5 +13,7 @@
 namespace gpseg {
 
 void winograd_conv(const WinogradConv& p) { GPSEG_DISPATCH(winograd_conv, p); }
+
+void winograd_weight_grad(const WinogradWeightGrad& p) { GPSEG_DISPATCH(winograd_weight_grad, p); }
 
 }  // namespace gpseg

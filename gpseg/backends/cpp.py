@@ -32,25 +32,29 @@ def _load() -> str | None:
     return None
 
 
+def _served(x: Tensor, w_size: Sequence[int]) -> bool:
+    """Whether Winograd's convolution serves: float32, channels_last, 3×3, channels in sixteens, and enough pixels to make
+    up for transforming the kernel."""
+    n, _, h, w = x.shape
+    return (
+        x.dtype == torch.float32
+        and w_size[2] == w_size[3] == 3
+        and w_size[0] % _CHANNEL_MULTIPLE == w_size[1] % _CHANNEL_MULTIPLE == 0
+        and n * math.ceil(h / _TILE) * math.ceil(w / _TILE) >= _LEAST_TILES
+        and memory_format_of(x) == torch.channels_last
+    )
+
+
 class CppBackend(CompiledBackend):
-    """With a convolution of its own: Winograd's, for float32 in channels_last, 3×3 at stride 1."""
+    """With convolutions of its own, Winograd's, in float32."""
 
     def __init__(self) -> None:
         super().__init__("cpp", ("cpu",), _load)
 
     def fuses(self, x: Tensor, w: Tensor, conv: Convolution, direction: str) -> bool:
-        """Whether Winograd's convolution serves: float32, channels_last, 3×3, stride 1, channels in sixteens, and enough
-        pixels to make up for transforming the kernel."""
-        n, _, h, width = x.shape
-        return (
-            direction != "weight_grad"
-            and x.dtype == torch.float32
-            and w.shape[2] == w.shape[3] == 3
-            and conv.stride == 1
-            and w.shape[0] % _CHANNEL_MULTIPLE == w.shape[1] % _CHANNEL_MULTIPLE == 0
-            and n * math.ceil(h / _TILE) * math.ceil(width / _TILE) >= _LEAST_TILES
-            and memory_format_of(x) == torch.channels_last
-        )
+        """Whether Winograd's convolution serves, in every direction, but for the weight of a transposed one."""
+        transposed = direction == "weight_grad" and conv.transposed
+        return conv.stride == 1 and not transposed and _served(x, w.shape)
 
     def conv2d(
         self,
@@ -63,13 +67,27 @@ class CppBackend(CompiledBackend):
         groups: int,
     ) -> Tensor:
         """Winograd's convolution where it serves, else torch's."""
-        conv = Convolution(max(stride), (padding[0], padding[1]), transposed)
-        if groups == 1 and self.fuses(x, weight, conv, "forward"):
+        if groups == max(stride) == 1 and _served(x, weight.shape):
+            conv = Convolution(1, (padding[0], padding[1]), transposed)
             size = convolution.convolution_size(
                 x.shape, weight.shape, stride, padding, transposed, output_padding, groups
             )
             return self.fused_conv(x, weight, conv, size, None, Epilogue(), False)[0]
         return convolution.conv2d(x, weight, stride, padding, transposed, output_padding, groups)
+
+    def conv2d_weight_grad(
+        self,
+        x: Tensor,
+        dy: Tensor,
+        size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        groups: int,
+    ) -> Tensor:
+        """By Winograd's minimal filtering where that serves, else torch's."""
+        if groups == max(stride) == 1 and _served(x, size):
+            return self._weight_grad(x, None, dy, size, padding).contiguous()
+        return convolution.conv2d_weight_grad(x, dy, size, stride, padding, groups)
 
     def fused_conv(
         self,
@@ -106,6 +124,21 @@ class CppBackend(CompiledBackend):
         )
         assert ds is not None
         return dx, ds
+
+    def fused_conv_weight_grad(
+        self, dc: Tensor, w_size: Sequence[int], conv: Convolution, x: Tensor, s: Tensor
+    ) -> Tensor:
+        """Gradient of c = conv2d(s · x, w) with respect to w, of the given size, in one kernel; conv is the forward's."""
+        return self._weight_grad(x, s, dc, w_size, conv.padding)
+
+    def _weight_grad(
+        self, x: Tensor, s: Tensor | None, dc: Tensor, size: Sequence[int], padding: Sequence[int]
+    ) -> Tensor:
+        dw = torch.empty(list(size), dtype=x.dtype, memory_format=torch.channels_last)
+        self._kernels.winograd_weight_grad.default(
+            x, for_sums(s, x), in_layout_of(dc, x), padding, dw
+        )
+        return dw
 
     def _winograd(
         self,

@@ -73,11 +73,28 @@ struct TileGrid {
   int64_t across;
   int64_t down;
 
-  explicit TileGrid(const WinogradConv& p)
+  explicit TileGrid(const WinogradInput& p)
       : across(ceil_div(p.out_w, kTile)), down(ceil_div(p.out_h, kTile)) {}
 
   int64_t per_image() const { return across * down; }
+  int64_t image(int64_t tile) const { return tile / per_image(); }
+  int64_t y(int64_t tile) const { return tile / across % down * kTile; }
+  int64_t x(int64_t tile) const { return tile % across * kTile; }
 };
+
+// Pixels [y, y + side) x [x, x + side) of an image [h, w, channels]: zeros where they are outside.
+template <int side>
+void find_pixels(const float** pixels, const float* image, int64_t h, int64_t w, int64_t channels,
+                 int64_t y, int64_t x, const float* zeros) {
+  for (int64_t i = 0; i < side; ++i) {
+    const bool row_inside = y + i >= 0 && y + i < h;
+    const float* row = image + ((y + i) * w + x) * channels;
+    for (int64_t j = 0; j < side; ++j) {
+      const bool inside = row_inside && x + j >= 0 && x + j < w;
+      pixels[i * side + j] = inside ? row + j * channels : zeros;
+    }
+  }
+}
 
 // U: for each of the products, panels of [in_c, columns] of the transformed kernel.
 struct Kernels {
@@ -105,16 +122,16 @@ inline void transform_weight(const WinogradConv& p, const Kernels& u, int64_t ve
   const int64_t panel = vector / kPanel;
   const int64_t width = u.width(panel) * kLanes;
   float* to = u.panel(0, panel) + vector % kPanel * kLanes;
-  const float* from = p.weight + vector * kLanes * p.weight_o;
+  const float* from = p.weight.start + vector * kLanes * p.weight.o;
   // a few input channels at a time, brought into the vectors' order where they are not
   constexpr int64_t kAtOnce = 16;
   float taps[9 * kAtOnce * kLanes];
   for (int64_t first = 0; first < p.in_c; first += kAtOnce) {
     for (int64_t tap = 0; tap < 9; ++tap) {
-      const float* w = from + first * p.weight_i + tap / 3 * p.weight_y + tap % 3 * p.weight_x;
+      const float* w = from + first * p.weight.i + tap / 3 * p.weight.y + tap % 3 * p.weight.x;
       for (int64_t lane = 0; lane < kLanes; ++lane) {
         for (int64_t i = 0; i < kAtOnce; ++i) {
-          taps[(tap * kAtOnce + i) * kLanes + lane] = w[lane * p.weight_o + i * p.weight_i];
+          taps[(tap * kAtOnce + i) * kLanes + lane] = w[lane * p.weight.o + i * p.weight.i];
         }
       }
     }
@@ -155,20 +172,12 @@ struct Matrices {
 };
 
 // V: the transformed input of tile number `tile`, times the style, as row `to` of the matrices.
-inline void transform_input(const WinogradConv& p, const TileGrid& grid, int64_t tile,
+inline void transform_input(const WinogradInput& p, const TileGrid& grid, int64_t tile,
                             const Matrices& v, int64_t to, const float* zeros) {
-  const int64_t n = tile / grid.per_image();
-  const int64_t y0 = tile / grid.across % grid.down * kTile - p.pad_y;
-  const int64_t x0 = tile % grid.across * kTile - p.pad_x;
+  const int64_t n = grid.image(tile);
   const float* pixels[kProducts];
-  for (int64_t y = 0; y < kPatch; ++y) {
-    const bool row_inside = y0 + y >= 0 && y0 + y < p.in_h;
-    const float* row = p.x + ((n * p.in_h + y0 + y) * p.in_w + x0) * p.in_c;
-    for (int64_t x = 0; x < kPatch; ++x) {
-      const bool inside = row_inside && x0 + x >= 0 && x0 + x < p.in_w;
-      pixels[y * kPatch + x] = inside ? row + x * p.in_c : zeros;
-    }
-  }
+  find_pixels<kPatch>(pixels, p.x + n * p.in_h * p.in_w * p.in_c, p.in_h, p.in_w, p.in_c,
+                      grid.y(tile) - p.pad_y, grid.x(tile) - p.pad_x, zeros);
   for (int64_t c = 0; c < p.in_c; c += kLanes) {
     Vec half[kProducts];
     for (int x = 0; x < kPatch; ++x) {
@@ -190,10 +199,11 @@ inline void transform_input(const WinogradConv& p, const TileGrid& grid, int64_t
   }
 }
 
-// m = v u for `rows` rows of v and `vectors` columns of u.
-template <int rows, int vectors>
-void multiply(float* m, int64_t m_row, const float* v, int64_t v_row, const float* u,
-              int64_t depth) {
+// m = v u, or m += v u, for `rows` rows of v and `vectors` vectors of u's columns; v(r, k) lies at
+// r * v_row + k * v_column.
+template <int rows, int vectors, bool adds>
+GPSEG_INLINE void multiply(float* m, int64_t m_row, const float* v, int64_t v_row, int64_t v_column,
+                           const float* u, int64_t u_row, int64_t depth) {
   Vec sums[rows][vectors];
 #pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
@@ -206,12 +216,11 @@ void multiply(float* m, int64_t m_row, const float* v, int64_t v_row, const floa
     Vec columns[vectors];
 #pragma GCC unroll 4
     for (int j = 0; j < vectors; ++j) {
-      columns[j] = at(u + j * kLanes);
+      columns[j] = at(u + k * u_row + j * kLanes);
     }
-    u += vectors * kLanes;
 #pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
-      const Vec value = Vec{} + v[r * v_row + k];
+      const Vec value = Vec{} + v[r * v_row + k * v_column];
 #pragma GCC unroll 4
       for (int j = 0; j < vectors; ++j) {
         sums[r][j] += value * columns[j];
@@ -222,22 +231,25 @@ void multiply(float* m, int64_t m_row, const float* v, int64_t v_row, const floa
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 4
     for (int j = 0; j < vectors; ++j) {
-      put(m + r * m_row + j * kLanes, sums[r][j]);
+      float* to = m + r * m_row + j * kLanes;
+      put(to, adds ? at(to) + sums[r][j] : sums[r][j]);
     }
   }
 }
 
-// The same for any number of rows that kRows divides.
+// A panel of m = v u, for any number of rows that kRows divides.
 template <int vectors>
 void multiply_rows(float* m, int64_t m_row, const float* v, int64_t v_row, const float* u,
                    int64_t depth, int64_t rows) {
   constexpr int most = vectors <= 2 && kPanel / vectors >= 2 ? 2 * kRows : kRows;
   int64_t r = 0;
   for (; r + most <= rows; r += most) {
-    multiply<most, vectors>(m + r * m_row, m_row, v + r * v_row, v_row, u, depth);
+    multiply<most, vectors, false>(m + r * m_row, m_row, v + r * v_row, v_row, 1, u,
+                                   vectors * kLanes, depth);
   }
   for (; r < rows; r += kRows) {
-    multiply<kRows, vectors>(m + r * m_row, m_row, v + r * v_row, v_row, u, depth);
+    multiply<kRows, vectors, false>(m + r * m_row, m_row, v + r * v_row, v_row, 1, u,
+                                    vectors * kLanes, depth);
   }
 }
 
@@ -314,8 +326,8 @@ inline void transform_output(const WinogradConv& p, const TileGrid& grid, const 
   const Epilogue& e = p.epilogue;
   const auto finish = GPSEG_ROW_FOR(e.activation.act, finish_tile, float);
   const Scalars<float> scalars(e.activation);
-  const int64_t n = tile / grid.per_image(), channels = p.out_c, pixels = p.out_h * p.out_w;
-  const int64_t y0 = tile / grid.across % grid.down * kTile, x0 = tile % grid.across * kTile;
+  const int64_t n = grid.image(tile), channels = p.out_c, pixels = p.out_h * p.out_w;
+  const int64_t y0 = grid.y(tile), x0 = grid.x(tile);
   const int64_t pixel = y0 * p.out_w + x0, first = (n * pixels + pixel) * channels;
   const auto* noise = static_cast<const float*>(e.noise);
   const auto* scale = static_cast<const float*>(e.scale);
@@ -431,4 +443,156 @@ inline void winograd_conv(const WinogradConv& p) {
   if (p.product != nullptr) {
     sum_rows(p.product, partial.data(), p.n, grid.per_image(), p.out_c);
   }
+}
+
+// A y: the adjoint of `transform_products`.
+GPSEG_INLINE void spread_tile(Vec y0, Vec y1, Vec y2, Vec y3, Vec* z, int64_t step) {
+  z[0 * step] = y0;
+  const Vec even_near = y0 + kNear2 * y2, odd_near = kNear * (y1 + kNear2 * y3);
+  z[1 * step] = even_near + odd_near;
+  z[2 * step] = even_near - odd_near;
+  const Vec even_far = y0 + kFar2 * y2, odd_far = kFar * (y1 + kFar2 * y3);
+  z[3 * step] = even_far + odd_far;
+  z[4 * step] = even_far - odd_far;
+  z[5 * step] = y3;
+}
+
+// Gt u: the adjoint of `transform_taps`.
+GPSEG_INLINE void gather_taps(Vec u0, Vec u1, Vec u2, Vec u3, Vec u4, Vec u5, Vec* w,
+                              int64_t step) {
+  constexpr float near = 1 / (2 * kNear2 * (kNear2 - kFar2));
+  constexpr float far = 1 / (2 * kFar2 * (kFar2 - kNear2));
+  const Vec even_near = near * (u1 + u2), even_far = far * (u3 + u4);
+  w[0 * step] = u0 + even_near + even_far;
+  w[1 * step] = (near * kNear) * (u1 - u2) + (far * kFar) * (u3 - u4);
+  w[2 * step] = kNear2 * even_near + kFar2 * even_far + u5;
+}
+
+// Z: the transformed gradient of tile number `tile` of the output, as row `to` of the matrices.
+inline void transform_gradient(const WinogradWeightGrad& p, const TileGrid& grid, int64_t tile,
+                               const Matrices& z, int64_t to, const float* zeros) {
+  const float* pixels[kTile * kTile];
+  find_pixels<kTile>(pixels, p.dc + grid.image(tile) * p.out_h * p.out_w * p.out_c, p.out_h,
+                     p.out_w, p.out_c, grid.y(tile), grid.x(tile), zeros);
+  for (int64_t o = 0; o < p.out_c; o += kLanes) {
+    Vec half[kPatch * kTile];
+    for (int x = 0; x < kTile; ++x) {
+      const float* const* column = pixels + x;
+      spread_tile(at(column[0] + o), at(column[4] + o), at(column[8] + o), at(column[12] + o),
+                  half + x, kTile);
+    }
+    float* row = z(0, to) + o;
+    for (int y = 0; y < kPatch; ++y) {
+      const Vec* h = half + y * kTile;
+      Vec out[kPatch];
+      spread_tile(h[0], h[1], h[2], h[3], out, 1);
+      for (int x = 0; x < kPatch; ++x) {
+        put(row + (y * kPatch + x) * z.plane, out[x]);
+      }
+    }
+  }
+}
+
+// Rows of dU (output channels) and vectors of its columns (input channels) that one product takes:
+// kWinogradChannels is a multiple of both.
+constexpr int kGradRows = GPSEG_VECTOR_BYTES == 64 ? 8 : 4;
+constexpr int kGradVectors = kPanel / 2;
+
+// Sums run over so many tiles before they are added to those before, which keeps rounding down.
+constexpr int64_t kSumTiles = 128;
+
+// dU += Zt V for one of the products.
+inline void accumulate_kernel(const WinogradWeightGrad& p, float* du, const Matrices& z,
+                              const Matrices& v, int64_t product, int64_t tiles) {
+  for (int64_t first = 0; first < tiles; first += kSumTiles) {
+    const int64_t count = least(kSumTiles, tiles - first);
+    const float* left = z(product, first);
+    const float* right = v(product, first);
+    for (int64_t i = 0; i < p.in_c; i += kGradVectors * kLanes) {
+      const bool whole = i + kGradVectors * kLanes <= p.in_c;
+      for (int64_t o = 0; o < p.out_c; o += kGradRows) {
+        float* to = du + o * p.in_c + i;
+        if (whole) {
+          multiply<kGradRows, kGradVectors, true>(to, p.in_c, left + o, 1, z.row, right + i, v.row,
+                                                  count);
+        } else {
+          multiply<kGradRows, 1, true>(to, p.in_c, left + o, 1, z.row, right + i, v.row, count);
+        }
+      }
+    }
+  }
+}
+
+// The kernel's gradient from dU, for one output channel.
+inline void gather_kernel(const WinogradWeightGrad& p, const float* du, int64_t plane, int64_t o) {
+  for (int64_t i = 0; i < p.in_c; i += kLanes) {
+    const float* from = du + o * p.in_c + i;
+    Vec half[3 * kPatch];
+    for (int x = 0; x < kPatch; ++x) {
+      const float* column = from + x * plane;
+      const int64_t step = kPatch * plane;
+      gather_taps(at(column), at(column + step), at(column + 2 * step), at(column + 3 * step),
+                  at(column + 4 * step), at(column + 5 * step), half + x, kPatch);
+    }
+    for (int y = 0; y < 3; ++y) {
+      const Vec* h = half + y * kPatch;
+      Vec out[3];
+      gather_taps(h[0], h[1], h[2], h[3], h[4], h[5], out, 1);
+      for (int x = 0; x < 3; ++x) {
+        float* to = p.dweight.start + o * p.dweight.o + i * p.dweight.i + y * p.dweight.y +
+                    x * p.dweight.x;
+        if (p.dweight.i == 1) {
+          put(to, out[x]);
+        } else {
+          for (int lane = 0; lane < kLanes; ++lane) {
+            to[lane * p.dweight.i] = out[x][lane];
+          }
+        }
+      }
+    }
+  }
+}
+
+// Floats of V and Z that all threads share, and how many tiles make up for going over dU, whatever
+// they take.
+constexpr int64_t kGradFloats = 512 * 1024;
+constexpr int64_t kGradTiles = 192;
+
+// All tiles' share in one product is summed up by one thread, in order: the result does not depend on
+// how many there are.
+inline void winograd_weight_grad(const WinogradWeightGrad& p) {
+  const TileGrid grid(p);
+  const int64_t tiles = p.n * grid.per_image(), channels = p.in_c + p.out_c;
+  const int64_t rows = least(most(kGradFloats / kProducts / channels, kGradTiles), tiles);
+  const int64_t plane = p.in_c * p.out_c + 16;
+  const Workspace sums(kProducts * plane);
+  const Workspace memory(Matrices::size(rows, p.in_c) + Matrices::size(rows, p.out_c));
+  const Matrices v(memory.data(), rows, p.in_c);
+  const Matrices z(memory.data() + Matrices::size(rows, p.in_c), rows, p.out_c);
+  Scratch scratch;
+  const int64_t longest = most(p.in_c, p.out_c);
+  float* zeros = scratch.take<float>(longest);
+  fill(zeros, 0.0f, longest);
+  parallel_for(kProducts, 1, [&](int64_t begin, int64_t end) {
+    fill(sums.data() + begin * plane, 0.0f, (end - begin) * plane);
+  });
+  for (int64_t first = 0; first < tiles; first += rows) {
+    const int64_t count = least(rows, tiles - first);
+    parallel_for(count, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        transform_input(p, grid, first + t, v, t, zeros);
+        transform_gradient(p, grid, first + t, z, t, zeros);
+      }
+    });
+    parallel_for(kProducts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t product = begin; product < end; ++product) {
+        accumulate_kernel(p, sums.data() + product * plane, z, v, product, count);
+      }
+    });
+  }
+  parallel_for(p.out_c, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; ++o) {
+      gather_kernel(p, sums.data(), plane, o);
+    }
+  });
 }
