@@ -87,13 +87,18 @@ struct Upfirdn2d {
   void* filtered;  // written too if not null
 };
 
-// What a convolution with 3 x 3 taps and stride 1 takes: style * x. Float32, channels last, their
-// numbers multiples of kWinogradChannels.
+// Of a convolution: stride 1, stride 2, or transposed with stride 2.
+enum class Resampling { none, down, up };
+
+// What a convolution with 3 x 3 taps takes: style * x. Float32, channels last, their numbers multiples
+// of kWinogradChannels.
 struct WinogradInput {
+  Resampling resampling;
   int64_t n;
   int64_t in_h, in_w, in_c;
   int64_t out_h, out_w, out_c;
-  int64_t pad_y, pad_x;  // zeros before the first row and column
+  int64_t pad_y, pad_x;  // zeros before the first row and column; none for `up`, whose output is
+                         // 2 in_h + 1 by 2 in_w + 1
   const float* x;
   const float* style;  // [N, in_c] or null
 };
@@ -116,9 +121,11 @@ struct WinogradConv : WinogradInput {
   float* product;       // [N, out_c], the sum over pixels of c * factor; only with a factor
 };
 
-// Gradient of <c, dc> with respect to weight.
+// Gradient of <c, dc_style * dc> with respect to weight; not for `up`, which is `down` with its input and
+// output swapped.
 struct WinogradWeightGrad : WinogradInput {
   const float* dc;
+  const float* dc_style;  // [N, out_c] or null
   Taps<float> dweight;
 };
 

@@ -1,7 +1,7 @@
 """The kernels that csrc/ops.cpp binds, as a backend: tensors made dense, results allocated."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -275,7 +275,9 @@ class CompiledBackend:
         assert ds is not None
         return dx, ds
 
-    def fused_conv_weight_grad(self, *_: object) -> NoReturn:
+    def fused_conv_weight_grad(
+        self, dc: Tensor, w_size: Sequence[int], conv: Convolution, x: Tensor, s: Tensor
+    ) -> Tensor:
         """There is none."""
         raise NotImplementedError
 

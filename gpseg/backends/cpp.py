@@ -3,6 +3,7 @@
 import importlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,8 +18,16 @@ _CHANNEL_MULTIPLE = 16
 """csrc/common/kernels.h: what Winograd's convolution needs of channels."""
 
 _TILE = 4
-_LEAST_TILES = 16
-"""Side of its output's tiles, and how many of them make up for transforming the kernel."""
+"""Side of its tiles, in the smaller of the images that go in and come out."""
+
+_KERNEL_SIZES = {1: 36, 2: 100}
+"""By stride: numbers in the transformed kernel for each pair of channels, at most."""
+
+_LEAST_TILES = {1: (16, 32), 2: (16, 96)}
+"""By stride: how many tiles make up for transforming the kernel, which then fits in the caches or does not."""
+
+_CACHED = 4 << 20
+"""Bytes of a transformed kernel that fit."""
 
 
 def _load() -> str | None:
@@ -32,17 +41,35 @@ def _load() -> str | None:
     return None
 
 
-def _served(x: Tensor, w_size: Sequence[int]) -> bool:
-    """Whether Winograd's convolution serves: float32, channels_last, 3×3, channels in sixteens, and enough pixels to make
-    up for transforming the kernel."""
-    n, _, h, w = x.shape
-    return (
-        x.dtype == torch.float32
-        and w_size[2] == w_size[3] == 3
-        and w_size[0] % _CHANNEL_MULTIPLE == w_size[1] % _CHANNEL_MULTIPLE == 0
-        and n * math.ceil(h / _TILE) * math.ceil(w / _TILE) >= _LEAST_TILES
-        and memory_format_of(x) == torch.channels_last
-    )
+def _winograd_serves(
+    x: Tensor,
+    w_size: Sequence[int],
+    size_in: Sequence[int],
+    size_out: Sequence[int],
+    conv: Convolution,
+) -> bool:
+    """Whether Winograd's convolution serves, x being in type and layout what goes in and comes out.
+
+    That is in float32, channels_last, for 3×3 at stride 1 or 2, transposed or not, channels in sixteens, and enough
+    pixels to make up for transforming the kernel.
+    """
+    if (
+        x.dtype != torch.float32
+        or tuple(w_size[2:]) != (3, 3)
+        or conv.stride not in _LEAST_TILES
+        or w_size[0] % _CHANNEL_MULTIPLE
+        or w_size[1] % _CHANNEL_MULTIPLE
+        or memory_format_of(x) != torch.channels_last
+    ):
+        return False
+    if conv.stride == 2 and conv.transposed:
+        whole = [2 * pixels + 1 for pixels in size_in[2:]]
+        if tuple(conv.padding) != (0, 0) or [*size_out[2:]] != whole:
+            return False
+    cached = _KERNEL_SIZES[conv.stride] * w_size[0] * w_size[1] * 4 <= _CACHED
+    least = _LEAST_TILES[conv.stride][0 if cached else 1]
+    n, _, h, w = size_in if conv.transposed else size_out
+    return n * math.ceil(h / _TILE) * math.ceil(w / _TILE) >= least
 
 
 class CppBackend(CompiledBackend):
@@ -52,9 +79,18 @@ class CppBackend(CompiledBackend):
         super().__init__("cpp", ("cpu",), _load)
 
     def fuses(self, x: Tensor, w: Tensor, conv: Convolution, direction: str) -> bool:
-        """Whether Winograd's convolution serves, in every direction, but for the weight of a transposed one."""
-        transposed = direction == "weight_grad" and conv.transposed
-        return conv.stride == 1 and not transposed and _served(x, w.shape)
+        """Whether Winograd's convolution serves."""
+        stride = [conv.stride] * 2
+        size = convolution.convolution_size(
+            x.shape, w.shape, stride, conv.padding, conv.transposed, [0, 0], 1
+        )
+        if direction == "forward":
+            return _winograd_serves(x, w.shape, x.shape, size, conv)
+        if direction == "input_grad":
+            adjoint = replace(conv, transposed=not conv.transposed)
+            return _winograd_serves(x, w.shape, size, x.shape, adjoint)
+        sizes = (size, x.shape) if conv.transposed else (x.shape, size)
+        return _winograd_serves(x, w.shape, *sizes, replace(conv, transposed=False))
 
     def conv2d(
         self,
@@ -67,13 +103,13 @@ class CppBackend(CompiledBackend):
         groups: int,
     ) -> Tensor:
         """Winograd's convolution where it serves, else torch's."""
-        if groups == max(stride) == 1 and _served(x, weight.shape):
-            conv = Convolution(1, (padding[0], padding[1]), transposed)
-            size = convolution.convolution_size(
-                x.shape, weight.shape, stride, padding, transposed, output_padding, groups
-            )
-            return self.fused_conv(x, weight, conv, size, None, Epilogue(), False)[0]
-        return convolution.conv2d(x, weight, stride, padding, transposed, output_padding, groups)
+        arguments = stride, padding, transposed, output_padding, groups
+        conv = _convolution(stride, padding, transposed, groups)
+        if conv is not None:
+            size = convolution.convolution_size(x.shape, weight.shape, *arguments)
+            if _winograd_serves(x, weight.shape, x.shape, size, conv):
+                return self.fused_conv(x, weight, conv, size, None, Epilogue(), False)[0]
+        return convolution.conv2d(x, weight, *arguments)
 
     def conv2d_weight_grad(
         self,
@@ -85,8 +121,9 @@ class CppBackend(CompiledBackend):
         groups: int,
     ) -> Tensor:
         """By Winograd's minimal filtering where that serves, else torch's."""
-        if groups == max(stride) == 1 and _served(x, size):
-            return self._weight_grad(x, None, dy, size, padding).contiguous()
+        conv = _convolution(stride, padding, False, groups)
+        if conv is not None and _winograd_serves(x, size, x.shape, dy.shape, conv):
+            return self._weight_grad(x, None, dy, None, conv, size).contiguous()
         return convolution.conv2d_weight_grad(x, dy, size, stride, padding, groups)
 
     def fused_conv(
@@ -102,7 +139,7 @@ class CppBackend(CompiledBackend):
         """The epilogue of c = conv2d(s · x, w) in one kernel, and c too if `keep`."""
         y = empty_in_layout_of(x, size)
         c = torch.empty_like(y) if keep else None
-        self._winograd(x, w, s, conv.padding, conv.transposed, epilogue, y, c, None, None)
+        self._winograd(x, w, s, conv, epilogue, y, c, None, None)
         return y, c
 
     def fused_conv_input_grad(
@@ -114,8 +151,7 @@ class CppBackend(CompiledBackend):
             in_layout_of(dc, x),
             w,
             None,
-            conv.padding,
-            not conv.transposed,
+            replace(conv, transposed=not conv.transposed),
             Epilogue(d=s),
             dx,
             None,
@@ -129,30 +165,60 @@ class CppBackend(CompiledBackend):
         self, dc: Tensor, w_size: Sequence[int], conv: Convolution, x: Tensor, s: Tensor
     ) -> Tensor:
         """Gradient of c = conv2d(s · x, w) with respect to w, of the given size, in one kernel; conv is the forward's."""
-        return self._weight_grad(x, s, dc, w_size, conv.padding)
-
-    def _weight_grad(
-        self, x: Tensor, s: Tensor | None, dc: Tensor, size: Sequence[int], padding: Sequence[int]
-    ) -> Tensor:
-        dw = torch.empty(list(size), dtype=x.dtype, memory_format=torch.channels_last)
-        self._kernels.winograd_weight_grad.default(
-            x, for_sums(s, x), in_layout_of(dc, x), padding, dw
-        )
-        return dw
+        if conv.transposed:
+            return self._weight_grad(dc, None, x, s, conv, w_size)
+        return self._weight_grad(x, s, dc, None, conv, w_size)
 
     def _winograd(
         self,
         x: Tensor,
         w: Tensor,
         s: Tensor | None,
-        padding: tuple[int, int],
-        transposed: bool,
+        conv: Convolution,
         epilogue: Epilogue,
         *results: Tensor | None,
     ) -> None:
         self._kernels.winograd_conv.default(
-            x, w, for_sums(s, x), padding, transposed, *flat(epilogue, x), *results
+            in_layout_of(x, x),
+            w,
+            for_sums(s, x),
+            conv.stride,
+            conv.padding,
+            conv.transposed,
+            *flat(epilogue, x),
+            *results,
         )
+
+    def _weight_grad(
+        self,
+        x: Tensor,
+        s: Tensor | None,
+        dc: Tensor,
+        dc_style: Tensor | None,
+        conv: Convolution,
+        size: Sequence[int],
+    ) -> Tensor:
+        """Gradient of <conv2d(s · x, w), dc_style · dc> with respect to w of the given size."""
+        dw = torch.empty(list(size), dtype=x.dtype, memory_format=torch.channels_last)
+        self._kernels.winograd_weight_grad.default(
+            in_layout_of(x, x),
+            for_sums(s, x),
+            in_layout_of(dc, x),
+            for_sums(dc_style, x),
+            conv.stride,
+            conv.padding,
+            dw,
+        )
+        return dw
+
+
+def _convolution(
+    stride: Sequence[int], padding: Sequence[int], transposed: bool, groups: int
+) -> Convolution | None:
+    """These arguments of a convolution in one; None if they do not go there."""
+    if groups != 1 or stride[0] != stride[1]:
+        return None
+    return Convolution(stride[0], (padding[0], padding[1]), transposed)
 
 
 BACKEND = CppBackend()

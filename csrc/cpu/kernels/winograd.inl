@@ -2,84 +2,218 @@
 
 #include "cpu/kernels/epilogue.inl"
 
-// Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray, CVPR 2016): an output tile of 4 x 4 from
-// 6 x 6 inputs by 36 products of matrices over the channels, a quarter of the multiplications.
+// Winograd's minimal filtering (Lavin and Gray, CVPR 2016) of 3 x 3 taps: by products of matrices
+// over the channels, one for each pair of two interpolation points.
 //
 //   y = At [ (G w Gt) * (Bt x B) ] A
 //
-// by interpolation at 0, +-2/3, +-3/2 and infinity, which lose 0.8 bits to rounding where the
-// customary 0, +-1, +-2 lose 2. Vectors run along the channels, which come last in memory.
+// The points are 0 (where an odd number is needed), +-2/3, +-3/2 and infinity: about as accurate as
+// the direct sum, where the customary 0, +-1, +-2 lose two bits. Vectors run along the channels,
+// which come last in memory.
 
 constexpr int kLanes = GPSEG_VECTOR_BYTES / 4;
 typedef float Vec __attribute__((vector_size(GPSEG_VECTOR_BYTES), aligned(4), may_alias));
-
-constexpr int kTile = 4;
-constexpr int kPatch = 6;
-constexpr int kProducts = kPatch * kPatch;
 
 constexpr float kNear = 2.0f / 3;
 constexpr float kFar = 3.0f / 2;
 constexpr float kNear2 = kNear * kNear;
 constexpr float kFar2 = kFar * kFar;
 
+GPSEG_INLINE Vec at(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+GPSEG_INLINE void put(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+
+// Each form of convolution, along one axis:
+//
+//   transform_patch     v = Bt d, `products` numbers from a patch of the input
+//   transform_taps      u = G w, from three taps
+//   transform_products  y = At (u * v), a tile of the output
+//   spread_tile         z = A dy, the adjoint of transform_products
+//   gather_taps         dw = Gt du, the adjoint of transform_taps
+//
+// From one tile to the next, input and output move on by `in_step` and `out_step`; the first patch
+// starts `lead` before the image. All arrays of vectors have a step.
+
+// y[i] = sum of w[k] x[i + k]: F(4, 3), 6 products where the direct sum has 12.
+struct Plain {
+  static constexpr int patch = 6, products = 6, tile = 4, in_step = 4, out_step = 4, lead = 0;
+  static constexpr float near = 1 / (2 * kNear2 * (kNear2 - kFar2));
+  static constexpr float far = 1 / (2 * kFar2 * (kFar2 - kNear2));
+
+  static GPSEG_INLINE void transform_patch(const Vec* d, int ds, Vec* v, int vs) {
+    v[0] = d[0] - (kNear2 + kFar2) * d[2 * ds] + d[4 * ds];
+    const Vec even_near = d[4 * ds] - kFar2 * d[2 * ds];
+    const Vec odd_near = kNear * (d[3 * ds] - kFar2 * d[ds]);
+    v[vs] = even_near + odd_near;
+    v[2 * vs] = even_near - odd_near;
+    const Vec even_far = d[4 * ds] - kNear2 * d[2 * ds];
+    const Vec odd_far = kFar * (d[3 * ds] - kNear2 * d[ds]);
+    v[3 * vs] = even_far + odd_far;
+    v[4 * vs] = even_far - odd_far;
+    v[5 * vs] = d[ds] - (kNear2 + kFar2) * d[3 * ds] + d[5 * ds];
+  }
+
+  static GPSEG_INLINE void transform_taps(const Vec* w, int ws, Vec* u, int us) {
+    u[0] = w[0];
+    const Vec even_near = near * (w[0] + kNear2 * w[2 * ws]), odd_near = (near * kNear) * w[ws];
+    u[us] = even_near + odd_near;
+    u[2 * us] = even_near - odd_near;
+    const Vec even_far = far * (w[0] + kFar2 * w[2 * ws]), odd_far = (far * kFar) * w[ws];
+    u[3 * us] = even_far + odd_far;
+    u[4 * us] = even_far - odd_far;
+    u[5 * us] = w[2 * ws];
+  }
+
+  static GPSEG_INLINE void transform_products(const Vec* m, int ms, Vec* y, int ys) {
+    const Vec even_near = m[ms] + m[2 * ms], odd_near = kNear * (m[ms] - m[2 * ms]);
+    const Vec even_far = m[3 * ms] + m[4 * ms], odd_far = kFar * (m[3 * ms] - m[4 * ms]);
+    y[0] = m[0] + even_near + even_far;
+    y[ys] = odd_near + odd_far;
+    y[2 * ys] = kNear2 * even_near + kFar2 * even_far;
+    y[3 * ys] = kNear2 * odd_near + kFar2 * odd_far + m[5 * ms];
+  }
+
+  static GPSEG_INLINE void spread_tile(const Vec* y, int ys, Vec* z, int zs) {
+    z[0] = y[0];
+    const Vec even_near = y[0] + kNear2 * y[2 * ys];
+    const Vec odd_near = kNear * (y[ys] + kNear2 * y[3 * ys]);
+    z[zs] = even_near + odd_near;
+    z[2 * zs] = even_near - odd_near;
+    const Vec even_far = y[0] + kFar2 * y[2 * ys];
+    const Vec odd_far = kFar * (y[ys] + kFar2 * y[3 * ys]);
+    z[3 * zs] = even_far + odd_far;
+    z[4 * zs] = even_far - odd_far;
+    z[5 * zs] = y[3 * ys];
+  }
+
+  static GPSEG_INLINE void gather_taps(const Vec* u, int us, Vec* w, int ws) {
+    const Vec even_near = near * (u[us] + u[2 * us]), even_far = far * (u[3 * us] + u[4 * us]);
+    w[0] = u[0] + even_near + even_far;
+    w[ws] = (near * kNear) * (u[us] - u[2 * us]) + (far * kFar) * (u[3 * us] - u[4 * us]);
+    w[2 * ws] = kNear2 * even_near + kFar2 * even_far + u[5 * us];
+  }
+};
+
+// y[i] = sum of w[k] x[2 i + k]: even inputs meet two taps, F(4, 2), odd ones one: 9 products for 12.
+struct Down {
+  static constexpr int patch = 9, products = 9, tile = 4, in_step = 8, out_step = 4, lead = 0;
+  static constexpr float near = 1 / (2 * kNear * (kNear2 - kFar2));
+  static constexpr float far = 1 / (2 * kFar * (kFar2 - kNear2));
+
+  static GPSEG_INLINE void transform_patch(const Vec* d, int ds, Vec* v, int vs) {
+    const Vec high_near = d[6 * ds] - kFar2 * d[2 * ds];
+    const Vec low_near = kNear * (d[4 * ds] - kFar2 * d[0]);
+    v[0] = high_near + low_near;
+    v[vs] = high_near - low_near;
+    const Vec high_far = d[6 * ds] - kNear2 * d[2 * ds];
+    const Vec low_far = kFar * (d[4 * ds] - kNear2 * d[0]);
+    v[2 * vs] = high_far + low_far;
+    v[3 * vs] = high_far - low_far;
+    v[4 * vs] = d[8 * ds] - (kNear2 + kFar2) * d[4 * ds] + (kNear2 * kFar2) * d[0];
+    for (int i = 0; i < 4; ++i) {
+      v[(5 + i) * vs] = d[(2 * i + 1) * ds];
+    }
+  }
+
+  static GPSEG_INLINE void transform_taps(const Vec* w, int ws, Vec* u, int us) {
+    u[0] = near * (w[0] + kNear * w[2 * ws]);
+    u[us] = near * (kNear * w[2 * ws] - w[0]);
+    u[2 * us] = far * (w[0] + kFar * w[2 * ws]);
+    u[3 * us] = far * (kFar * w[2 * ws] - w[0]);
+    u[4 * us] = w[2 * ws];
+    for (int i = 5; i < 9; ++i) {
+      u[i * us] = w[ws];
+    }
+  }
+
+  static GPSEG_INLINE void transform_products(const Vec* m, int ms, Vec* y, int ys) {
+    const Vec even_near = m[0] + m[ms], odd_near = kNear * (m[0] - m[ms]);
+    const Vec even_far = m[2 * ms] + m[3 * ms], odd_far = kFar * (m[2 * ms] - m[3 * ms]);
+    y[0] = even_near + even_far + m[5 * ms];
+    y[ys] = odd_near + odd_far + m[6 * ms];
+    y[2 * ys] = kNear2 * even_near + kFar2 * even_far + m[7 * ms];
+    y[3 * ys] = kNear2 * odd_near + kFar2 * odd_far + m[4 * ms] + m[8 * ms];
+  }
+
+  static GPSEG_INLINE void spread_tile(const Vec* y, int ys, Vec* z, int zs) {
+    const Vec even_near = y[0] + kNear2 * y[2 * ys];
+    const Vec odd_near = kNear * (y[ys] + kNear2 * y[3 * ys]);
+    z[0] = even_near + odd_near;
+    z[zs] = even_near - odd_near;
+    const Vec even_far = y[0] + kFar2 * y[2 * ys];
+    const Vec odd_far = kFar * (y[ys] + kFar2 * y[3 * ys]);
+    z[2 * zs] = even_far + odd_far;
+    z[3 * zs] = even_far - odd_far;
+    z[4 * zs] = y[3 * ys];
+    for (int i = 0; i < 4; ++i) {
+      z[(5 + i) * zs] = y[i * ys];
+    }
+  }
+
+  static GPSEG_INLINE void gather_taps(const Vec* u, int us, Vec* w, int ws) {
+    w[0] = near * (u[0] - u[us]) + far * (u[2 * us] - u[3 * us]);
+    w[ws] = (u[5 * us] + u[6 * us]) + (u[7 * us] + u[8 * us]);
+    w[2 * ws] = (near * kNear) * (u[0] + u[us]) + (far * kFar) * (u[2 * us] + u[3 * us]) + u[4 * us];
+  }
+};
+
+// y[2 i + k] = sum of w[k] x[i], a transposed convolution: even outputs take two taps, F(5, 2), odd ones
+// one: 10 products for 12. A tile's last output is the next one's first; only the last tile writes it.
+struct Up {
+  static constexpr int patch = 6, products = 10, tile = 9, in_step = 4, out_step = 8, lead = 1;
+
+  static GPSEG_INLINE void transform_patch(const Vec* d, int ds, Vec* v, int vs) {
+    Plain::transform_patch(d, ds, v, vs);
+    for (int i = 0; i < 4; ++i) {
+      v[(6 + i) * vs] = d[(1 + i) * ds];
+    }
+  }
+
+  static GPSEG_INLINE void transform_taps(const Vec* w, int ws, Vec* u, int us) {
+    u[0] = w[2 * ws];
+    u[us] = Plain::near * (w[2 * ws] + kNear * w[0]);
+    u[2 * us] = Plain::near * (w[2 * ws] - kNear * w[0]);
+    u[3 * us] = Plain::far * (w[2 * ws] + kFar * w[0]);
+    u[4 * us] = Plain::far * (w[2 * ws] - kFar * w[0]);
+    u[5 * us] = w[0];
+    for (int i = 6; i < 10; ++i) {
+      u[i * us] = w[ws];
+    }
+  }
+
+  static GPSEG_INLINE void transform_products(const Vec* m, int ms, Vec* y, int ys) {
+    const Vec even_near = m[ms] + m[2 * ms], odd_near = kNear * (m[ms] - m[2 * ms]);
+    const Vec even_far = m[3 * ms] + m[4 * ms], odd_far = kFar * (m[3 * ms] - m[4 * ms]);
+    y[0] = m[0] + even_near + even_far;
+    y[2 * ys] = odd_near + odd_far;
+    y[4 * ys] = kNear2 * even_near + kFar2 * even_far;
+    y[6 * ys] = kNear2 * odd_near + kFar2 * odd_far;
+    y[8 * ys] = (kNear2 * kNear2) * even_near + (kFar2 * kFar2) * even_far + m[5 * ms];
+    for (int i = 0; i < 4; ++i) {
+      y[(2 * i + 1) * ys] = m[(6 + i) * ms];
+    }
+  }
+};
+
 // Rows that go through a product together; vectors of a panel of columns, so that both fit in the
 // registers.
 constexpr int kRows = 6;
 constexpr int kPanel = GPSEG_VECTOR_BYTES == 64 ? 4 : 2;
-
-GPSEG_INLINE Vec at(const float* p) { return *reinterpret_cast<const Vec*>(p); }
-GPSEG_INLINE void put(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
-
-// Bt d.
-GPSEG_INLINE void transform_patch(Vec d0, Vec d1, Vec d2, Vec d3, Vec d4, Vec d5, Vec* v,
-                                  int64_t step) {
-  v[0 * step] = d0 - (kNear2 + kFar2) * d2 + d4;
-  const Vec even_near = d4 - kFar2 * d2, odd_near = kNear * (d3 - kFar2 * d1);
-  v[1 * step] = even_near + odd_near;
-  v[2 * step] = even_near - odd_near;
-  const Vec even_far = d4 - kNear2 * d2, odd_far = kFar * (d3 - kNear2 * d1);
-  v[3 * step] = even_far + odd_far;
-  v[4 * step] = even_far - odd_far;
-  v[5 * step] = d1 - (kNear2 + kFar2) * d3 + d5;
-}
-
-// At m.
-GPSEG_INLINE void transform_products(Vec m0, Vec m1, Vec m2, Vec m3, Vec m4, Vec m5, Vec* y,
-                                     int64_t step) {
-  const Vec even_near = m1 + m2, odd_near = m1 - m2;
-  const Vec even_far = m3 + m4, odd_far = m3 - m4;
-  y[0 * step] = m0 + even_near + even_far;
-  y[1 * step] = kNear * odd_near + kFar * odd_far;
-  y[2 * step] = kNear2 * even_near + kFar2 * even_far;
-  y[3 * step] = kNear * kNear2 * odd_near + kFar * kFar2 * odd_far + m5;
-}
-
-// G w.
-GPSEG_INLINE void transform_taps(Vec w0, Vec w1, Vec w2, Vec* u, int64_t step) {
-  constexpr float near = 1 / (2 * kNear2 * (kNear2 - kFar2));
-  constexpr float far = 1 / (2 * kFar2 * (kFar2 - kNear2));
-  u[0 * step] = w0;
-  const Vec even_near = near * (w0 + kNear2 * w2), odd_near = (near * kNear) * w1;
-  u[1 * step] = even_near + odd_near;
-  u[2 * step] = even_near - odd_near;
-  const Vec even_far = far * (w0 + kFar2 * w2), odd_far = (far * kFar) * w1;
-  u[3 * step] = even_far + odd_far;
-  u[4 * step] = even_far - odd_far;
-  u[5 * step] = w2;
-}
 
 // Images cut into tiles, in the order of the images, rows and columns.
 struct TileGrid {
   int64_t across;
   int64_t down;
 
-  explicit TileGrid(const WinogradInput& p)
-      : across(ceil_div(p.out_w, kTile)), down(ceil_div(p.out_h, kTile)) {}
+  template <class Form>
+  static TileGrid of(const WinogradInput& p, Form) {
+    constexpr int64_t shared = Form::tile - Form::out_step;
+    return {ceil_div(p.out_w - shared, Form::out_step), ceil_div(p.out_h - shared, Form::out_step)};
+  }
 
   int64_t per_image() const { return across * down; }
   int64_t image(int64_t tile) const { return tile / per_image(); }
-  int64_t y(int64_t tile) const { return tile / across % down * kTile; }
-  int64_t x(int64_t tile) const { return tile % across * kTile; }
+  int64_t y(int64_t tile) const { return tile / across % down; }
+  int64_t x(int64_t tile) const { return tile % across; }
 };
 
 // Pixels [y, y + side) x [x, x + side) of an image [h, w, channels]: zeros where they are outside.
@@ -96,6 +230,10 @@ void find_pixels(const float** pixels, const float* image, int64_t h, int64_t w,
   }
 }
 
+// A cache line more than what is needed lies between two products' matrices, or they would meet in
+// few sets of the caches.
+constexpr int64_t kApart = 16;
+
 // U: for each of the products, panels of [in_c, columns] of the transformed kernel.
 struct Kernels {
   float* start;
@@ -103,11 +241,10 @@ struct Kernels {
   int64_t depth;
   int64_t columns;
 
-  // As with Matrices, a cache line more.
-  Kernels(float* memory, const WinogradConv& p)
-      : start(memory), plane(p.in_c * p.out_c + 16), depth(p.in_c), columns(p.out_c) {}
+  Kernels(float* memory, const WinogradInput& p)
+      : start(memory), plane(plane_of(p)), depth(p.in_c), columns(p.out_c) {}
 
-  static int64_t size(const WinogradConv& p) { return kProducts * (p.in_c * p.out_c + 16); }
+  static int64_t plane_of(const WinogradInput& p) { return p.in_c * p.out_c + kApart; }
 
   // Vectors in a panel: the last one may have fewer.
   int64_t width(int64_t panel) const { return least(kPanel, columns / kLanes - panel * kPanel); }
@@ -118,7 +255,8 @@ struct Kernels {
 };
 
 // Vector number `vector` of U's columns, all input channels of it.
-inline void transform_weight(const WinogradConv& p, const Kernels& u, int64_t vector) {
+template <class Form>
+void transform_weight(const WinogradConv& p, const Kernels& u, int64_t vector) {
   const int64_t panel = vector / kPanel;
   const int64_t width = u.width(panel) * kLanes;
   float* to = u.panel(0, panel) + vector % kPanel * kLanes;
@@ -136,17 +274,19 @@ inline void transform_weight(const WinogradConv& p, const Kernels& u, int64_t ve
       }
     }
     for (int64_t i = 0; i < kAtOnce; ++i) {
-      Vec half[3 * kPatch];
-      for (int x = 0; x < 3; ++x) {
-        const float* w = taps + (x * kAtOnce + i) * kLanes;
-        constexpr int64_t row = 3 * kAtOnce * kLanes;
-        transform_taps(at(w), at(w + row), at(w + 2 * row), half + x, 3);
+      Vec w[9];
+      for (int tap = 0; tap < 9; ++tap) {
+        w[tap] = at(taps + (tap * kAtOnce + i) * kLanes);
       }
-      for (int y = 0; y < kPatch; ++y) {
-        Vec row[kPatch];
-        transform_taps(half[3 * y], half[3 * y + 1], half[3 * y + 2], row, 1);
-        for (int x = 0; x < kPatch; ++x) {
-          put(to + (y * kPatch + x) * u.plane + (first + i) * width, row[x]);
+      Vec half[3 * Form::products];
+      for (int x = 0; x < 3; ++x) {
+        Form::transform_taps(w + x, 3, half + x, 3);
+      }
+      for (int y = 0; y < Form::products; ++y) {
+        Vec row[Form::products];
+        Form::transform_taps(half + 3 * y, 1, row, 1);
+        for (int x = 0; x < Form::products; ++x) {
+          put(to + (y * Form::products + x) * u.plane + (first + i) * width, row[x]);
         }
       }
     }
@@ -162,9 +302,7 @@ struct Matrices {
   Matrices(float* memory, int64_t rows, int64_t columns)
       : start(memory), row(columns), plane(plane_of(rows, columns)) {}
 
-  // A cache line more, or the planes would meet in few sets of the first-level cache.
-  static int64_t plane_of(int64_t rows, int64_t columns) { return rows * columns + 16; }
-  static int64_t size(int64_t rows, int64_t columns) { return kProducts * plane_of(rows, columns); }
+  static int64_t plane_of(int64_t rows, int64_t columns) { return rows * columns + kApart; }
 
   float* operator()(int64_t product, int64_t tile) const {
     return start + product * plane + tile * row;
@@ -172,28 +310,32 @@ struct Matrices {
 };
 
 // V: the transformed input of tile number `tile`, times the style, as row `to` of the matrices.
-inline void transform_input(const WinogradInput& p, const TileGrid& grid, int64_t tile,
-                            const Matrices& v, int64_t to, const float* zeros) {
+template <class Form>
+void transform_input(const WinogradInput& p, const TileGrid& grid, int64_t tile, const Matrices& v,
+                     int64_t to, const float* zeros) {
+  constexpr int patch = Form::patch, products = Form::products;
   const int64_t n = grid.image(tile);
-  const float* pixels[kProducts];
-  find_pixels<kPatch>(pixels, p.x + n * p.in_h * p.in_w * p.in_c, p.in_h, p.in_w, p.in_c,
-                      grid.y(tile) - p.pad_y, grid.x(tile) - p.pad_x, zeros);
+  const float* pixels[patch * patch];
+  find_pixels<patch>(pixels, p.x + n * p.in_h * p.in_w * p.in_c, p.in_h, p.in_w, p.in_c,
+                     grid.y(tile) * Form::in_step - Form::lead - p.pad_y,
+                     grid.x(tile) * Form::in_step - Form::lead - p.pad_x, zeros);
+  const Vec one = Vec{} + 1.0f;
   for (int64_t c = 0; c < p.in_c; c += kLanes) {
-    Vec half[kProducts];
-    for (int x = 0; x < kPatch; ++x) {
-      const float* const* column = pixels + x;
-      transform_patch(at(column[0] + c), at(column[6] + c), at(column[12] + c), at(column[18] + c),
-                      at(column[24] + c), at(column[30] + c), half + x, kPatch);
+    Vec half[products * patch];
+    for (int x = 0; x < patch; ++x) {
+      Vec column[patch];
+      for (int y = 0; y < patch; ++y) {
+        column[y] = at(pixels[y * patch + x] + c);
+      }
+      Form::transform_patch(column, 1, half + x, patch);
     }
     float* row = v(0, to) + c;
-    const Vec one = Vec{} + 1.0f;
     const Vec style = p.style == nullptr ? one : at(p.style + n * p.in_c + c);
-    for (int y = 0; y < kPatch; ++y) {
-      const Vec* h = half + y * kPatch;
-      Vec out[kPatch];
-      transform_patch(h[0], h[1], h[2], h[3], h[4], h[5], out, 1);
-      for (int x = 0; x < kPatch; ++x) {
-        put(row + (y * kPatch + x) * v.plane, style * out[x]);
+    for (int y = 0; y < products; ++y) {
+      Vec out[products];
+      Form::transform_patch(half + y * patch, 1, out, 1);
+      for (int x = 0; x < products; ++x) {
+        put(row + (y * products + x) * v.plane, style * out[x]);
       }
     }
   }
@@ -286,8 +428,8 @@ struct OutputTile {
   int64_t channels;
 };
 
-// The epilogue of kLanes channels from number `first` on: c is [pixels of the tile, kLanes].
-template <Act act, class A>
+// The epilogue of kLanes channels from number `first` on: c is [tile, tile, kLanes].
+template <Act act, int tile, class A>
 void finish_tile(const OutputTile& t, int64_t first, const A* c, Scalars<A> s) {
   A product[kLanes] = {};
   A scale[kLanes], bias[kLanes];
@@ -298,7 +440,7 @@ void finish_tile(const OutputTile& t, int64_t first, const A* c, Scalars<A> s) {
   for (int64_t y = 0; y < t.rows; ++y) {
     for (int64_t x = 0; x < t.columns; ++x) {
       const int64_t pixel = y * t.width + x, to = pixel * t.channels + first;
-      const A* from = c + (y * kTile + x) * kLanes;
+      const A* from = c + (y * tile + x) * kLanes;
       const A noise = t.noise == nullptr ? A(0) : t.noise[pixel];
       if (t.c != nullptr) {
         copy(t.c + to, from, kLanes);
@@ -320,14 +462,22 @@ void finish_tile(const OutputTile& t, int64_t first, const A* c, Scalars<A> s) {
   }
 }
 
+// How much of a tile that starts at `first` is written, in an image that ends at `end`.
+template <class Form>
+int64_t extent(int64_t first, int64_t end) {
+  return first + Form::tile >= end ? end - first : Form::out_step;
+}
+
 // What becomes of M's row number `row`, which is tile number `tile`.
-inline void transform_output(const WinogradConv& p, const TileGrid& grid, const Matrices& m,
-                             int64_t row, int64_t tile, float* partial) {
+template <class Form>
+void transform_output(const WinogradConv& p, const TileGrid& grid, const Matrices& m, int64_t row,
+                      int64_t tile, float* partial) {
+  constexpr int products = Form::products, side = Form::tile;
   const Epilogue& e = p.epilogue;
-  const auto finish = GPSEG_ROW_FOR(e.activation.act, finish_tile, float);
+  const auto finish = GPSEG_ROW_FOR(e.activation.act, finish_tile, side, float);
   const Scalars<float> scalars(e.activation);
   const int64_t n = grid.image(tile), channels = p.out_c, pixels = p.out_h * p.out_w;
-  const int64_t y0 = grid.y(tile), x0 = grid.x(tile);
+  const int64_t y0 = grid.y(tile) * Form::out_step, x0 = grid.x(tile) * Form::out_step;
   const int64_t pixel = y0 * p.out_w + x0, first = (n * pixels + pixel) * channels;
   const auto* noise = static_cast<const float*>(e.noise);
   const auto* scale = static_cast<const float*>(e.scale);
@@ -338,46 +488,63 @@ inline void transform_output(const WinogradConv& p, const TileGrid& grid, const 
                       scale == nullptr ? nullptr : scale + n * channels,
                       static_cast<const float*>(e.bias),
                       noise == nullptr ? nullptr : noise + (e.shared_noise ? 0 : n * pixels) + pixel,
-                      least(kTile, p.out_h - y0),
-                      least(kTile, p.out_w - x0),
+                      extent<Form>(y0, p.out_h),
+                      extent<Form>(x0, p.out_w),
                       p.out_w,
                       channels};
   for (int64_t o = 0; o < channels; o += kLanes) {
     const float* from = m(0, row) + o;
-    Vec half[kTile * kPatch];
-    for (int x = 0; x < kPatch; ++x) {
-      const float* column = from + x * m.plane;
-      const int64_t step = kPatch * m.plane;
-      transform_products(at(column), at(column + step), at(column + 2 * step),
-                         at(column + 3 * step), at(column + 4 * step), at(column + 5 * step),
-                         half + x, kPatch);
+    Vec half[side * products];
+    for (int x = 0; x < products; ++x) {
+      Vec column[products];
+      for (int y = 0; y < products; ++y) {
+        column[y] = at(from + (y * products + x) * m.plane);
+      }
+      Form::transform_products(column, 1, half + x, products);
     }
-    float c[kTile * kTile * kLanes];
-    for (int y = 0; y < kTile; ++y) {
-      const Vec* h = half + y * kPatch;
-      Vec out[kTile];
-      transform_products(h[0], h[1], h[2], h[3], h[4], h[5], out, 1);
-      for (int x = 0; x < kTile; ++x) {
-        put(c + (y * kTile + x) * kLanes, out[x]);
+    float c[side * side * kLanes];
+    for (int y = 0; y < side; ++y) {
+      Vec out[side];
+      Form::transform_products(half + y * products, 1, out, 1);
+      for (int x = 0; x < side; ++x) {
+        put(c + (y * side + x) * kLanes, out[x]);
       }
     }
     finish(to, o, c, scalars);
   }
 }
 
-// Bytes of V and M that one thread works on: they stay in its second-level cache.
+// Rows of V and M that a thread works on by itself: these floats of them stay near it in its
+// second-level cache; fewer rows than the least would go over U too often, so up to the most floats are
+// taken. If that does not do, all threads share matrices of the least rows and floats below.
 constexpr int64_t kThreadFloats = 80 * 1024;
-// Where that would be fewer rows than this, all threads share matrices of up to so many floats.
-constexpr int64_t kLeastRows = 12;
-constexpr int64_t kSharedFloats = 4 * 1024 * 1024;
+constexpr int64_t kThreadMost = 208 * 1024;
+constexpr int64_t kThreadRows = 12;
+constexpr int64_t kSharedFloats = 1024 * 1024;
+constexpr int64_t kSharedRows = 72;
 
 inline int64_t rounded_rows(int64_t rows) { return ceil_div(rows, kRows) * kRows; }
 
-inline void winograd_conv(const WinogradConv& p) {
-  const TileGrid grid(p);
+// V and the matrices that go with it, in one block.
+struct Pair {
+  Workspace memory;
+  Matrices v;
+  Matrices other;
+
+  Pair(int64_t products, int64_t rows, int64_t columns, int64_t other_columns)
+      : memory(products *
+               (Matrices::plane_of(rows, columns) + Matrices::plane_of(rows, other_columns))),
+        v(memory.data(), rows, columns),
+        other(memory.data() + products * v.plane, rows, other_columns) {}
+};
+
+template <class Form>
+void convolve(const WinogradConv& p) {
+  constexpr int64_t products = Form::products * Form::products;
+  const TileGrid grid = TileGrid::of(p, Form{});
   const int64_t tiles = p.n * grid.per_image(), panels = ceil_div(p.out_c, kPanel * kLanes);
-  const int64_t tile_floats = kProducts * (p.in_c + p.out_c);
-  const Workspace kernels(Kernels::size(p));
+  const int64_t tile_floats = products * (p.in_c + p.out_c);
+  const Workspace kernels(products * Kernels::plane_of(p));
   const Kernels u(kernels.data(), p);
   const Workspace partial(p.product == nullptr ? 0 : tiles * p.out_c);
   Scratch scratch;
@@ -387,55 +554,53 @@ inline void winograd_conv(const WinogradConv& p) {
     return p.product == nullptr ? nullptr : partial.data() + tile * p.out_c;
   };
 
-  parallel_for(p.out_c / kLanes, ceil_div(16, p.in_c), [&](int64_t begin, int64_t end) {
+  parallel_for(p.out_c / kLanes, 1, [&](int64_t begin, int64_t end) {
     for (int64_t column = begin; column < end; ++column) {
-      transform_weight(p, u, column);
+      transform_weight<Form>(p, u, column);
     }
   });
 
-  const int64_t own = kThreadFloats / tile_floats / kRows * kRows;
-  if (own >= kLeastRows) {
-    const int64_t rows = least(own, most(rounded_rows(ceil_div(tiles, 16)), kLeastRows));
+  if (kThreadRows * tile_floats <= kThreadMost) {
+    const int64_t few = most(rounded_rows(ceil_div(tiles, 16)), kThreadRows);  // for every thread some
+    const int64_t rows = least(most(kThreadFloats / tile_floats / kRows * kRows, kThreadRows), few);
     parallel_for(ceil_div(tiles, rows), 1, [&](int64_t begin, int64_t end) {
-      const Workspace memory(Matrices::size(rows, p.in_c) + Matrices::size(rows, p.out_c));
-      const Matrices v(memory.data(), rows, p.in_c);
-      const Matrices m(memory.data() + Matrices::size(rows, p.in_c), rows, p.out_c);
+      const Pair matrices(products, rows, p.in_c, p.out_c);
+      const Matrices &v = matrices.v, &m = matrices.other;
       for (int64_t block = begin; block < end; ++block) {
         const int64_t first = block * rows, count = least(rows, tiles - first);
         for (int64_t t = 0; t < count; ++t) {
-          transform_input(p, grid, first + t, v, t, zeros);
+          transform_input<Form>(p, grid, first + t, v, t, zeros);
         }
-        for (int64_t product = 0; product < kProducts; ++product) {
+        for (int64_t product = 0; product < products; ++product) {
           for (int64_t panel = 0; panel < panels; ++panel) {
             multiply_panel(u, v, m, product, panel, rounded_rows(count));
           }
         }
         for (int64_t t = 0; t < count; ++t) {
-          transform_output(p, grid, m, t, first + t, partial_of(first + t));
+          transform_output<Form>(p, grid, m, t, first + t, partial_of(first + t));
         }
       }
     });
   } else {
     const int64_t rows =
-        least(most(kSharedFloats / tile_floats / kRows, 1) * kRows, rounded_rows(tiles));
-    const Workspace memory(Matrices::size(rows, p.in_c) + Matrices::size(rows, p.out_c));
-    const Matrices v(memory.data(), rows, p.in_c);
-    const Matrices m(memory.data() + Matrices::size(rows, p.in_c), rows, p.out_c);
+        least(most(kSharedFloats / tile_floats / kRows * kRows, kSharedRows), rounded_rows(tiles));
+    const Pair matrices(products, rows, p.in_c, p.out_c);
+    const Matrices &v = matrices.v, &m = matrices.other;
     for (int64_t first = 0; first < tiles; first += rows) {
       const int64_t count = least(rows, tiles - first);
       parallel_for(count, 1, [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t) {
-          transform_input(p, grid, first + t, v, t, zeros);
+          transform_input<Form>(p, grid, first + t, v, t, zeros);
         }
       });
-      parallel_for(kProducts * panels, 1, [&](int64_t begin, int64_t end) {
+      parallel_for(products * panels, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           multiply_panel(u, v, m, i / panels, i % panels, rounded_rows(count));
         }
       });
       parallel_for(count, 1, [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t) {
-          transform_output(p, grid, m, t, first + t, partial_of(first + t));
+          transform_output<Form>(p, grid, m, t, first + t, partial_of(first + t));
         }
       });
     }
@@ -445,49 +610,44 @@ inline void winograd_conv(const WinogradConv& p) {
   }
 }
 
-// A y: the adjoint of `transform_products`.
-GPSEG_INLINE void spread_tile(Vec y0, Vec y1, Vec y2, Vec y3, Vec* z, int64_t step) {
-  z[0 * step] = y0;
-  const Vec even_near = y0 + kNear2 * y2, odd_near = kNear * (y1 + kNear2 * y3);
-  z[1 * step] = even_near + odd_near;
-  z[2 * step] = even_near - odd_near;
-  const Vec even_far = y0 + kFar2 * y2, odd_far = kFar * (y1 + kFar2 * y3);
-  z[3 * step] = even_far + odd_far;
-  z[4 * step] = even_far - odd_far;
-  z[5 * step] = y3;
+inline void winograd_conv(const WinogradConv& p) {
+  switch (p.resampling) {
+    case Resampling::none:
+      return convolve<Plain>(p);
+    case Resampling::down:
+      return convolve<Down>(p);
+    case Resampling::up:
+      return convolve<Up>(p);
+  }
 }
 
-// Gt u: the adjoint of `transform_taps`.
-GPSEG_INLINE void gather_taps(Vec u0, Vec u1, Vec u2, Vec u3, Vec u4, Vec u5, Vec* w,
-                              int64_t step) {
-  constexpr float near = 1 / (2 * kNear2 * (kNear2 - kFar2));
-  constexpr float far = 1 / (2 * kFar2 * (kFar2 - kNear2));
-  const Vec even_near = near * (u1 + u2), even_far = far * (u3 + u4);
-  w[0 * step] = u0 + even_near + even_far;
-  w[1 * step] = (near * kNear) * (u1 - u2) + (far * kFar) * (u3 - u4);
-  w[2 * step] = kNear2 * even_near + kFar2 * even_far + u5;
-}
-
-// Z: the transformed gradient of tile number `tile` of the output, as row `to` of the matrices.
-inline void transform_gradient(const WinogradWeightGrad& p, const TileGrid& grid, int64_t tile,
-                               const Matrices& z, int64_t to, const float* zeros) {
-  const float* pixels[kTile * kTile];
-  find_pixels<kTile>(pixels, p.dc + grid.image(tile) * p.out_h * p.out_w * p.out_c, p.out_h,
-                     p.out_w, p.out_c, grid.y(tile), grid.x(tile), zeros);
+// Z: the transformed gradient of tile number `tile` of the output, times its style, as row `to` of
+// the matrices.
+template <class Form>
+void transform_gradient(const WinogradWeightGrad& p, const TileGrid& grid, int64_t tile,
+                        const Matrices& z, int64_t to, const float* zeros) {
+  constexpr int side = Form::tile, products = Form::products;
+  const int64_t n = grid.image(tile);
+  const float* pixels[side * side];
+  find_pixels<side>(pixels, p.dc + n * p.out_h * p.out_w * p.out_c, p.out_h, p.out_w, p.out_c,
+                    grid.y(tile) * Form::out_step, grid.x(tile) * Form::out_step, zeros);
+  const Vec one = Vec{} + 1.0f;
   for (int64_t o = 0; o < p.out_c; o += kLanes) {
-    Vec half[kPatch * kTile];
-    for (int x = 0; x < kTile; ++x) {
-      const float* const* column = pixels + x;
-      spread_tile(at(column[0] + o), at(column[4] + o), at(column[8] + o), at(column[12] + o),
-                  half + x, kTile);
+    Vec half[products * side];
+    for (int x = 0; x < side; ++x) {
+      Vec column[side];
+      for (int y = 0; y < side; ++y) {
+        column[y] = at(pixels[y * side + x] + o);
+      }
+      Form::spread_tile(column, 1, half + x, side);
     }
     float* row = z(0, to) + o;
-    for (int y = 0; y < kPatch; ++y) {
-      const Vec* h = half + y * kTile;
-      Vec out[kPatch];
-      spread_tile(h[0], h[1], h[2], h[3], out, 1);
-      for (int x = 0; x < kPatch; ++x) {
-        put(row + (y * kPatch + x) * z.plane, out[x]);
+    const Vec style = p.dc_style == nullptr ? one : at(p.dc_style + n * p.out_c + o);
+    for (int y = 0; y < products; ++y) {
+      Vec out[products];
+      Form::spread_tile(half + y * side, 1, out, 1);
+      for (int x = 0; x < products; ++x) {
+        put(row + (y * products + x) * z.plane, style * out[x]);
       }
     }
   }
@@ -524,20 +684,22 @@ inline void accumulate_kernel(const WinogradWeightGrad& p, float* du, const Matr
 }
 
 // The kernel's gradient from dU, for one output channel.
-inline void gather_kernel(const WinogradWeightGrad& p, const float* du, int64_t plane, int64_t o) {
+template <class Form>
+void gather_kernel(const WinogradWeightGrad& p, const float* du, int64_t plane, int64_t o) {
+  constexpr int products = Form::products;
   for (int64_t i = 0; i < p.in_c; i += kLanes) {
     const float* from = du + o * p.in_c + i;
-    Vec half[3 * kPatch];
-    for (int x = 0; x < kPatch; ++x) {
-      const float* column = from + x * plane;
-      const int64_t step = kPatch * plane;
-      gather_taps(at(column), at(column + step), at(column + 2 * step), at(column + 3 * step),
-                  at(column + 4 * step), at(column + 5 * step), half + x, kPatch);
+    Vec half[3 * products];
+    for (int x = 0; x < products; ++x) {
+      Vec column[products];
+      for (int y = 0; y < products; ++y) {
+        column[y] = at(from + (y * products + x) * plane);
+      }
+      Form::gather_taps(column, 1, half + x, products);
     }
     for (int y = 0; y < 3; ++y) {
-      const Vec* h = half + y * kPatch;
       Vec out[3];
-      gather_taps(h[0], h[1], h[2], h[3], h[4], h[5], out, 1);
+      Form::gather_taps(half + y * products, 1, out, 1);
       for (int x = 0; x < 3; ++x) {
         float* to = p.dweight.start + o * p.dweight.o + i * p.dweight.i + y * p.dweight.y +
                     x * p.dweight.x;
@@ -560,31 +722,32 @@ constexpr int64_t kGradTiles = 192;
 
 // All tiles' share in one product is summed up by one thread, in order: the result does not depend on
 // how many there are.
-inline void winograd_weight_grad(const WinogradWeightGrad& p) {
-  const TileGrid grid(p);
+template <class Form>
+void differentiate(const WinogradWeightGrad& p) {
+  constexpr int64_t products = Form::products * Form::products;
+  const TileGrid grid = TileGrid::of(p, Form{});
   const int64_t tiles = p.n * grid.per_image(), channels = p.in_c + p.out_c;
-  const int64_t rows = least(most(kGradFloats / kProducts / channels, kGradTiles), tiles);
-  const int64_t plane = p.in_c * p.out_c + 16;
-  const Workspace sums(kProducts * plane);
-  const Workspace memory(Matrices::size(rows, p.in_c) + Matrices::size(rows, p.out_c));
-  const Matrices v(memory.data(), rows, p.in_c);
-  const Matrices z(memory.data() + Matrices::size(rows, p.in_c), rows, p.out_c);
+  const int64_t rows = least(most(kGradFloats / products / channels, kGradTiles), tiles);
+  const int64_t plane = p.in_c * p.out_c + kApart;
+  const Workspace sums(products * plane);
+  const Pair matrices(products, rows, p.in_c, p.out_c);
+  const Matrices &v = matrices.v, &z = matrices.other;
   Scratch scratch;
   const int64_t longest = most(p.in_c, p.out_c);
   float* zeros = scratch.take<float>(longest);
   fill(zeros, 0.0f, longest);
-  parallel_for(kProducts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(products, 1, [&](int64_t begin, int64_t end) {
     fill(sums.data() + begin * plane, 0.0f, (end - begin) * plane);
   });
   for (int64_t first = 0; first < tiles; first += rows) {
     const int64_t count = least(rows, tiles - first);
     parallel_for(count, 4, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
-        transform_input(p, grid, first + t, v, t, zeros);
-        transform_gradient(p, grid, first + t, z, t, zeros);
+        transform_input<Form>(p, grid, first + t, v, t, zeros);
+        transform_gradient<Form>(p, grid, first + t, z, t, zeros);
       }
     });
-    parallel_for(kProducts, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(products, 1, [&](int64_t begin, int64_t end) {
       for (int64_t product = begin; product < end; ++product) {
         accumulate_kernel(p, sums.data() + product * plane, z, v, product, count);
       }
@@ -592,7 +755,11 @@ inline void winograd_weight_grad(const WinogradWeightGrad& p) {
   }
   parallel_for(p.out_c, 4, [&](int64_t begin, int64_t end) {
     for (int64_t o = begin; o < end; ++o) {
-      gather_kernel(p, sums.data(), plane, o);
+      gather_kernel<Form>(p, sums.data(), plane, o);
     }
   });
+}
+
+inline void winograd_weight_grad(const WinogradWeightGrad& p) {
+  return p.resampling == Resampling::none ? differentiate<Plain>(p) : differentiate<Down>(p);
 }
