@@ -89,8 +89,9 @@ class CppBackend(CompiledBackend):
         if direction == "input_grad":
             adjoint = replace(conv, transposed=not conv.transposed)
             return _winograd_serves(x, w.shape, size, x.shape, adjoint)
-        sizes = (size, x.shape) if conv.transposed else (x.shape, size)
-        return _winograd_serves(x, w.shape, *sizes, replace(conv, transposed=False))
+        # the bilinear form of a convolution from the larger images to the smaller
+        large, small = (size, x.shape) if conv.transposed else (x.shape, size)
+        return _winograd_serves(x, w.shape, large, small, replace(conv, transposed=False))
 
     def conv2d(
         self,
