@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gpseg import ops
 from gpseg.errors import InputError
 from gpseg.nn import Conv2d, FullyConnected, MinibatchStd
-from gpseg.nn.layers import RESAMPLE_FILTER
+from gpseg.nn.layers import RESAMPLE_FILTER, kernel_parameter
 
 NoiseMode = Literal["random", "const", "none"]
 Model = TypeVar("Model", bound=nn.Module)
@@ -167,7 +167,7 @@ class SynthesisLayer(nn.Module):
         self.padding = kernel_size // 2
         self.conv_clamp = conv_clamp
         self.affine = FullyConnected(w_dim, in_channels, bias_init=1)
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
+        self.weight = kernel_parameter(out_channels, in_channels, kernel_size, up)
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.noise_strength = nn.Parameter(torch.zeros([]))
         self.register_buffer("noise_const", torch.randn(resolution, resolution))
@@ -200,7 +200,7 @@ class SynthesisLayer(nn.Module):
             raise InputError(f'noise_mode "{noise_mode}": give "random", "const" or "none"')
         return ops.modulated_conv2d_act(
             x,
-            self.weight.to(x.dtype, memory_format=torch.channels_last),
+            self.weight.to(x.dtype),
             self.affine(w),
             self.bias.to(x.dtype),
             noise=None if noise is None else (noise * self.noise_strength).to(x.dtype),
@@ -537,7 +537,7 @@ class DiscriminatorBlock(nn.Module):
         """Map features [N, in_channels, r, r] to [N, out_channels, r/2, r/2]."""
         skip: Tensor = self.skip(x, gain=math.sqrt(0.5))
         residual: Tensor = self.conv1(self.conv0(x), gain=math.sqrt(0.5))
-        return skip + residual
+        return skip.add_(residual)  # nothing else reads skip
 
 
 class DiscriminatorEpilogue(nn.Module):
