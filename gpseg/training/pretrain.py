@@ -399,7 +399,8 @@ def _adam(model: torch.nn.Module, lr: float, share: float) -> torch.optim.Adam:
 
 def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    # To these alone: R1's images take a gradient too.
+    loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
     optimizer.step()
 
 
