@@ -183,7 +183,9 @@ class MinibatchStd(nn.Module):
         variance = (y - y.mean(dim=1, keepdim=True)).square().mean(dim=1)
         y = (variance + 1e-8).sqrt().mean(dim=2)
         y = y.repeat_interleave(group, dim=0)[:, :, None, None].expand(n, self.num_channels, h, w)
-        return torch.cat([x, y.to(x.dtype)], dim=1)
+        # Dense, since cat makes channels_last of what is channels_last throughout.
+        y = y.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        return torch.cat([x, y], dim=1)
 
 
 class ZeroProjection(nn.Module):

@@ -93,6 +93,14 @@ def test_minibatch_std_of_joined_batches_is_that_of_the_batches():
     torch.testing.assert_close(layer(torch.cat([a, b])), torch.cat([layer(a), layer(b)]))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("num_channels", [1, 2])
+def test_minibatch_std_keeps_the_layout(layout, num_channels):
+    x = torch.randn(4, 2, 4, 4).contiguous(memory_format=layout)
+    y = MinibatchStd(num_channels=num_channels)(x)
+    assert y.is_contiguous(memory_format=layout)
+
+
 @pytest.mark.parametrize("n", [0, 1, 3, 6])
 def test_minibatch_std_takes_any_batch(n):
     y = MinibatchStd(group_size=4)(torch.randn(n, 2, 4, 4))
