@@ -37,7 +37,7 @@ def conv2d_weight_grad(
     padding: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """Gradient of `<conv2d(x, w), dy>` with respect to w, of the given size `[O, I/groups, kh, kw]`."""
+    """Gradient of `<conv2d(x, w), dy>` with respect to w, of the given size `[O, I/groups, kh, kw]`, in x's layout."""
     layout = memory_format_of(x)
     x, dy = x.contiguous(memory_format=layout), dy.contiguous(memory_format=layout)
     shape_only = torch.empty(list(size), dtype=x.dtype, device=x.device, memory_format=layout)
@@ -54,7 +54,7 @@ def conv2d_weight_grad(
         groups,
         [False, True, False],
     )
-    gradient: Tensor = dw.contiguous()
+    gradient: Tensor = dw.contiguous(memory_format=layout)
     return gradient
 
 

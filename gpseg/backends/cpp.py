@@ -124,7 +124,7 @@ class CppBackend(CompiledBackend):
         """By Winograd's minimal filtering where that serves, else torch's."""
         conv = _convolution(stride, padding, False, groups)
         if conv is not None and _winograd_serves(x, size, x.shape, dy.shape, conv):
-            return self._weight_grad(x, None, dy, None, conv, size).contiguous()
+            return self._weight_grad(x, None, dy, None, conv, size)
         return convolution.conv2d_weight_grad(x, dy, size, stride, padding, groups)
 
     def fused_conv(

@@ -18,7 +18,7 @@ from gpseg.backends.convolution import (
     convolution_size,
     multiplies_in_tf32,
 )
-from gpseg.backends.layout import accumulate_dtype, in_layout_of
+from gpseg.backends.layout import accumulate_dtype
 from gpseg.backends.resampling import (
     Convolution,
     Fir,
@@ -66,7 +66,10 @@ class Layer:
 
 def squared_norms(weight: Tensor) -> Tensor:
     """W2 `[O, I]` of `weight [O, I, kh, kw]`, in the accumulation type."""
-    return weight.to(accumulate_dtype(weight.dtype)).square().sum([2, 3])
+    upsamples = weight.transpose(0, 1).is_contiguous(memory_format=torch.channels_last)
+    w = weight.transpose(0, 1) if upsamples else weight  # summed along memory: 25 times as fast
+    w2 = w.to(accumulate_dtype(w.dtype)).square().sum([2, 3])
+    return w2.t() if upsamples else w2
 
 
 def demodulation(w2: Tensor, styles: Tensor) -> Tensor:
@@ -241,10 +244,9 @@ def backward(
         if ds is not None:
             ds = ds + 2 * s * (g @ w2)
         if dweight is not None:
-            through_norm = 2 * weight * (g.t() @ s.square())[:, :, None, None]
-            dweight = dweight + through_norm.to(dweight.dtype)
-    if dweight is not None:
-        dweight = in_layout_of(dweight, weight)
+            dweight.addcmul_(weight, (g.t() @ s.square())[:, :, None, None], value=2)
+    if dweight is not None and dweight.stride() != weight.stride():
+        dweight = torch.empty_like(weight).copy_(dweight)
     return dx, dweight, None if ds is None else ds.to(styles.dtype), dbias, dnoise
 
 

@@ -1,5 +1,6 @@
 """Data sets of part masks in folders, augmentation, and the drawn data set."""
 
+from gpseg.data.ahead import batches_ahead, made_ahead
 from gpseg.data.augment import PairAugment, diff_augment
 from gpseg.data.classes import Classes, PartClass, fit_mask
 from gpseg.data.drawn import DRAWN_CLASSES, draw_face, write_drawn
@@ -23,6 +24,7 @@ __all__ = [
     "Placement",
     "Splits",
     "UnlabelledImages",
+    "batches_ahead",
     "diff_augment",
     "draw_face",
     "fit_mask",
@@ -30,6 +32,7 @@ __all__ = [
     "images_in",
     "load_image",
     "load_images",
+    "made_ahead",
     "read_image",
     "write_drawn",
 ]

@@ -350,6 +350,11 @@ class UnlabelledImages:
         fits = len(self.paths) * 3 * resolution * resolution <= cache_bytes
         self._images = load_images(self.paths, resolution, progress) if fits else None
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images fit into memory, decoded."""
+        return self._images is not None
+
     def __len__(self) -> int:
         return len(self.paths)
 

@@ -12,7 +12,7 @@ import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gpseg import data
-from gpseg.data import PartFolder
+from gpseg.data import PartFolder, UnlabelledImages
 from gpseg.errors import InputError
 from gpseg.evaluation.metrics import majority_score, percent, score
 from gpseg.evaluation.pictures import training_report
@@ -212,7 +212,7 @@ def _pretrained(config: TrainConfig, parts: PartFolder) -> Path:
         return finished
     log.info("%s: no --generator given, pre-training one first; it is kept for later runs", out)
     # every image that may be seen in training; what is held out stays unseen
-    return pretrain(options, data.load_images(parts.unlabelled_beside([]), resolution))
+    return pretrain(options, UnlabelledImages(parts.unlabelled_beside([]), resolution))
 
 
 def _images_seen(path: Path) -> int:
@@ -225,7 +225,7 @@ def _training_set(
 ) -> TrainingSet:
     labelled = load_held(parts, stems, resolution)
     paths = parts.unlabelled_beside(stems) if unlabelled else []
-    more = data.load_images(paths, resolution) if paths else labelled.images[:0]
+    more = UnlabelledImages(paths, resolution)
     return TrainingSet(labelled.images, labelled.masks, more, parts.classes)
 
 

@@ -11,15 +11,16 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gpseg import ops
 from gpseg.errors import InputError
 from gpseg.nn import Conv2d, FullyConnected, MinibatchStd
-from gpseg.nn.layers import RESAMPLE_FILTER
+from gpseg.nn.layers import RESAMPLE_FILTER, kernel_parameter
 
 NoiseMode = Literal["random", "const", "none"]
 Model = TypeVar("Model", bound=nn.Module)
@@ -167,7 +168,7 @@ class SynthesisLayer(nn.Module):
         self.padding = kernel_size // 2
         self.conv_clamp = conv_clamp
         self.affine = FullyConnected(w_dim, in_channels, bias_init=1)
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
+        self.weight = kernel_parameter(out_channels, in_channels, kernel_size, up)
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.noise_strength = nn.Parameter(torch.zeros([]))
         self.register_buffer("noise_const", torch.randn(resolution, resolution))
@@ -200,7 +201,7 @@ class SynthesisLayer(nn.Module):
             raise InputError(f'noise_mode "{noise_mode}": give "random", "const" or "none"')
         return ops.modulated_conv2d_act(
             x,
-            self.weight.to(x.dtype, memory_format=torch.channels_last),
+            self.weight.to(x.dtype),
             self.affine(w),
             self.bias.to(x.dtype),
             noise=None if noise is None else (noise * self.noise_strength).to(x.dtype),
@@ -320,6 +321,16 @@ class SynthesisBlock(nn.Module):
         return x, img
 
 
+def _run_block(block: nn.Module, *args: Any, recompute: bool, **kwargs: Any) -> Any:
+    """A block's results; with `recompute`, what it keeps for the backward pass is computed anew there.
+
+    Noise that the block draws is then drawn again, the same.
+    """
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, *args, use_reentrant=False, **kwargs)
+    return block(*args, **kwargs)
+
+
 class SynthesisNetwork(nn.Module):
     """Turn styles into images.
 
@@ -331,6 +342,7 @@ class SynthesisNetwork(nn.Module):
         channel_max: see `channels`.
         conv_clamp: bound on the absolute value of every layer's output; None for no bound.
         dtype: dtype of the features where `forward` is not told another.
+        checkpointing: keep no block's activations for the backward pass, but compute them anew there.
     """
 
     def __init__(
@@ -342,6 +354,7 @@ class SynthesisNetwork(nn.Module):
         channel_max: int = 512,
         conv_clamp: float | None = None,
         dtype: torch.dtype = torch.float32,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.w_dim = w_dim
@@ -350,6 +363,7 @@ class SynthesisNetwork(nn.Module):
         self.channels = {r: channels(r, channel_base, channel_max) for r in self.resolutions}
         self.num_ws = 2 * len(self.resolutions)
         self.dtype = dtype
+        self.checkpointing = checkpointing
         below = 0
         for r in self.resolutions:
             block = SynthesisBlock(below, self.channels[r], w_dim, r, img_channels, conv_clamp)
@@ -412,10 +426,12 @@ class SynthesisNetwork(nn.Module):
         for r in self.resolutions:
             block = self.block(r)
             # ToRGB shares its style with the next block's first convolution.
-            x, img = block(
+            x, img = _run_block(
+                block,
                 x,
                 img,
                 ws[:, first : first + block.num_conv + 1],
+                recompute=self.checkpointing,
                 noise_mode=noise_mode,
                 inject=inject.get(r),
                 dtype=dtype,
@@ -440,6 +456,7 @@ class Generator(nn.Module):
         mapping_layers: layers of the mapping network.
         conv_clamp: bound on the absolute value of every layer's output (256 for float16); None for no bound.
         dtype: dtype of the features where `forward` is not told another.
+        checkpointing: keep no block's activations for the backward pass, but compute them anew there.
     """
 
     def __init__(
@@ -454,13 +471,21 @@ class Generator(nn.Module):
         mapping_layers: int = 8,
         conv_clamp: float | None = None,
         dtype: torch.dtype = torch.float32,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.z_dim = z_dim
         self.w_dim = w_dim
         self.img_resolution = img_resolution
         self.synthesis = SynthesisNetwork(
-            w_dim, img_resolution, img_channels, channel_base, channel_max, conv_clamp, dtype
+            w_dim,
+            img_resolution,
+            img_channels,
+            channel_base,
+            channel_max,
+            conv_clamp,
+            dtype,
+            checkpointing,
         )
         self.num_ws = self.synthesis.num_ws
         self.mapping = MappingNetwork(z_dim, c_dim, w_dim, self.num_ws, mapping_layers)
@@ -537,7 +562,7 @@ class DiscriminatorBlock(nn.Module):
         """Map features [N, in_channels, r, r] to [N, out_channels, r/2, r/2]."""
         skip: Tensor = self.skip(x, gain=math.sqrt(0.5))
         residual: Tensor = self.conv1(self.conv0(x), gain=math.sqrt(0.5))
-        return skip + residual
+        return skip.add_(residual)  # nothing else reads skip
 
 
 class DiscriminatorEpilogue(nn.Module):
@@ -571,6 +596,7 @@ class Discriminator(nn.Module):
         mbstd_group_size: see `MinibatchStd`.
         conv_clamp: bound on the absolute value of every layer's output (256 for float16); None for no bound.
         dtype: dtype of the features where the methods are not told another.
+        checkpointing: keep no block's activations for the backward pass, but compute them anew there.
     """
 
     def __init__(
@@ -583,6 +609,7 @@ class Discriminator(nn.Module):
         mbstd_group_size: int = 4,
         conv_clamp: float | None = None,
         dtype: torch.dtype = torch.float32,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         _require_unconditional(c_dim)
@@ -590,6 +617,7 @@ class Discriminator(nn.Module):
         self.resolutions = block_resolutions(img_resolution)[::-1]
         self.channels = {r: channels(r, channel_base, channel_max) for r in self.resolutions}
         self.dtype = dtype
+        self.checkpointing = checkpointing
         for r in self.resolutions[:-1]:
             block = DiscriminatorBlock(
                 self.channels[r],
@@ -628,7 +656,7 @@ class Discriminator(nn.Module):
             if r == self.img_resolution:
                 x = block.fromrgb(x)
                 features[r] = x
-            x = block(x)
+            x = _run_block(block, x, recompute=self.checkpointing)
             features[r // 2] = x
         return features
 
@@ -682,8 +710,10 @@ class NetworkConfig:
     mapping_layers: int = 8
     conv_clamp: float | None = None
 
-    def generator(self, dtype: torch.dtype = torch.float32) -> Generator:
-        """A generator with random weights, whose features have this dtype."""
+    def generator(
+        self, dtype: torch.dtype = torch.float32, checkpointing: bool = False
+    ) -> Generator:
+        """A generator with random weights; dtype and checkpointing as in `Generator`."""
         return Generator(
             z_dim=self.z_dim,
             w_dim=self.w_dim,
@@ -694,10 +724,13 @@ class NetworkConfig:
             mapping_layers=self.mapping_layers,
             conv_clamp=self.conv_clamp,
             dtype=dtype,
+            checkpointing=checkpointing,
         )
 
-    def discriminator(self, dtype: torch.dtype = torch.float32) -> Discriminator:
-        """A discriminator with random weights, whose features have this dtype."""
+    def discriminator(
+        self, dtype: torch.dtype = torch.float32, checkpointing: bool = False
+    ) -> Discriminator:
+        """A discriminator with random weights; dtype and checkpointing as in `Discriminator`."""
         return Discriminator(
             img_resolution=self.img_resolution,
             img_channels=self.img_channels,
@@ -705,4 +738,5 @@ class NetworkConfig:
             channel_max=self.channel_max,
             conv_clamp=self.conv_clamp,
             dtype=dtype,
+            checkpointing=checkpointing,
         )

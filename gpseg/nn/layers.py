@@ -15,6 +15,30 @@ from gpseg import ops
 RESAMPLE_FILTER = (1.0, 3.0, 3.0, 1.0)
 
 
+def kernel_parameter(
+    out_channels: int, in_channels: int, kernel_size: int, up: int = 1
+) -> nn.Parameter:
+    """A convolution's weight from N(0, 1), laid out in memory as the convolution reads it.
+
+    That is channels_last, and where a transposed convolution upsamples, which takes a weight [in, out, k, k],
+    channels_last of that: neither forward nor backward copies a float32 weight, and its gradient comes out the same way.
+
+    Args:
+        out_channels: channels of the output.
+        in_channels: channels of the input.
+        kernel_size: side of the square kernel.
+        up: factor of upsampling.
+
+    Returns:
+        [out_channels, in_channels, kernel_size, kernel_size].
+    """
+    weight = torch.randn(out_channels, in_channels, kernel_size, kernel_size)
+    if up > 1:
+        weight = weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
+        return nn.Parameter(weight.transpose(0, 1))
+    return nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
+
+
 class FullyConnected(nn.Module):
     """A linear layer with bias and activation.
 
@@ -44,7 +68,8 @@ class FullyConnected(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to `x` [N, in_features]; returns [N, out_features] in x's dtype."""
-        weight = (self.weight * self.weight_gain).to(x.dtype)
+        # The gain multiplies x, which is small beside the weight.
+        x, weight = x * self.weight_gain, self.weight.to(x.dtype)
         bias = (
             (self.bias * self.bias_gain).to(x.dtype)
             if self.bias_gain != 1
@@ -89,7 +114,7 @@ class Conv2d(nn.Module):
         self.down = down
         self.clamp = clamp
         self.padding = kernel_size // 2
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
+        self.weight = kernel_parameter(out_channels, in_channels, kernel_size, up)
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
         self.act_gain = math.sqrt(2) if activation in ("relu", "lrelu", "swish") else 1.0
@@ -110,10 +135,11 @@ class Conv2d(nn.Module):
         Returns:
             [N, out_channels, H·up/down, W·up/down] in x's dtype.
         """
-        weight = (self.weight * self.weight_gain).to(x.dtype, memory_format=torch.channels_last)
+        scales_only = self.bias is None and self.activation == "linear" and self.clamp is None
+        weight_gain = self.weight_gain * gain if scales_only else self.weight_gain
         x = ops.conv2d_resample(
             x,
-            weight,
+            (self.weight * weight_gain).to(x.dtype),
             self.resample_filter,
             up=self.up,
             down=self.down,
@@ -121,12 +147,11 @@ class Conv2d(nn.Module):
             # Upsampling layers keep the kernel as the transposed convolution takes it, as published weights do.
             flip_weight=self.up == 1,
         )
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        if bias is None and self.activation == "linear" and self.clamp is None and gain == 1:
+        if scales_only:
             return x
         return ops.bias_act(
             x,
-            bias,
+            None if self.bias is None else self.bias.to(x.dtype),
             act=self.activation,
             gain=self.act_gain * gain,
             clamp=None if self.clamp is None else self.clamp * gain,
@@ -158,7 +183,9 @@ class MinibatchStd(nn.Module):
         variance = (y - y.mean(dim=1, keepdim=True)).square().mean(dim=1)
         y = (variance + 1e-8).sqrt().mean(dim=2)
         y = y.repeat_interleave(group, dim=0)[:, :, None, None].expand(n, self.num_channels, h, w)
-        return torch.cat([x, y.to(x.dtype)], dim=1)
+        # Dense, since cat makes channels_last of what is channels_last throughout.
+        y = y.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        return torch.cat([x, y], dim=1)
 
 
 class ZeroProjection(nn.Module):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gpseg import backends
@@ -56,14 +57,24 @@ def activation_arguments(
 _ARGUMENTS = "int dim, str act, float alpha, float gain, float clamp"
 
 
+def _result_tells_the_slope(act: str, alpha: float, gain: float, clamp: float) -> bool:
+    """Whether the gradient depends on x + b by its sign alone, which the result has too."""
+    return act in ("linear", "relu", "lrelu") and alpha >= 0 and gain > 0 and clamp < 0
+
+
 def _forward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, b, *ctx.arguments = inputs
-    ctx.save_for_backward(x, b)
+    # The result rather than x where it serves: the next layer keeps it too, as a rule.
+    ctx.keeps_x = not _result_tells_the_slope(*ctx.arguments[1:])
+    ctx.save_for_backward(x if ctx.keeps_x else output, b)
     ctx.backend = backends.forced_backend()
 
 
 def _forward_backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
     x, b = ctx.saved_tensors
+    if not ctx.keeps_x and b is not None:
+        # The result has the bias in it. What is left of b is that its gradient is asked for, or not.
+        b = torch.zeros_like(b) if ctx.needs_input_grad[1] else None
     with backends.use_backend(ctx.backend):
         dx, db = bias_act_backward(dy, x, b, *ctx.arguments)
     return dx, db if b is not None else None, None, None, None, None, None

@@ -112,7 +112,7 @@ _conv2d_weight_grad = register(
     "conv2d_weight_grad(Tensor x, Tensor dy, SymInt[] size, int[] stride, int[] padding, int groups)"
     " -> Tensor",
     lambda x, *arguments: backends.select(x).conv2d_weight_grad(x, *arguments),
-    lambda x, dy, size, *arguments: x.new_empty(size),
+    lambda x, dy, size, *arguments: empty_in_layout_of(x, size),
     _weight_grad_setup,
     _weight_grad_backward,
     lowered=2,

@@ -60,7 +60,9 @@ def _output_size(x: Tensor, weight: Tensor, f: Tensor | None, layer: Layer) -> t
     size = x.shape
     if plan.before is not None:
         size = torch.Size(_filtered(size, f, plan.before))
-    oriented = oriented_weight(weight, plan.convolution.transposed, True)
+    transposed = plan.convolution.transposed
+    # only its size counts: not to be mirrored, which would copy it
+    oriented = oriented_weight(weight, transposed, flip_weight=not transposed)
     size = convolved_size(size, oriented, plan)
     return size if plan.after is None else torch.Size(_filtered(size, f, plan.after))
 
@@ -174,7 +176,7 @@ def _gradient_fake(
 ) -> tuple[Tensor, ...]:
     return (
         empty_in_layout_of(x, x.shape) if needs_input else x.new_empty(0),
-        empty_in_layout_of(weight, weight.shape) if needs_weight else x.new_empty(0),
+        torch.empty_like(weight) if needs_weight else x.new_empty(0),
         styles.new_empty(styles.shape) if needs_input else x.new_empty(0),
         x.new_empty(0) if bias is None else bias.new_empty(bias.shape),
         x.new_empty(0) if noise is None else noise.new_empty(noise.shape),

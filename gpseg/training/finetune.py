@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gpseg.data import Classes, PairAugment
+from gpseg.data import Classes, PairAugment, UnlabelledImages, batches_ahead, made_ahead
 from gpseg.errors import InputError
 from gpseg.models.segmenter import TEMPERATURE, Segmenter, to_float
 from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig, ema_copy, ema_update
@@ -26,7 +26,7 @@ from gpseg.training.losses import (
 )
 from gpseg.training.run_folder import Interrupted, RunFolder
 from gpseg.training.schedules import Ramp, interpolated_target, learning_rate, ramp
-from gpseg.training.steps import Means, check_finite
+from gpseg.training.steps import Means, check_finite, restore_optimizer
 
 log = logging.getLogger(__name__)
 
@@ -99,14 +99,29 @@ class TrainingSet:
     Args:
         images: labelled, uint8 [k, 3, r, r].
         masks: uint8 [k, r, r] of class ids and the ignore index.
-        unlabelled: uint8 [n, 3, r, r]; may be empty.
+        unlabelled: uint8 [n, 3, r, r], in memory or not; may be empty.
         classes: the part classes.
     """
 
     images: Tensor
     masks: Tensor
-    unlabelled: Tensor
+    unlabelled: Tensor | UnlabelledImages
     classes: Classes
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step draws and augments.
+
+    Args:
+        images: labelled ones first, then unlabelled ones, [n, 3, r, r] in −1 … 1.
+        masks: uint8 [labelled, r, r] of class ids and the ignore index.
+        random: state of the random stream that all this was drawn from, afterwards.
+    """
+
+    images: Tensor
+    masks: Tensor
+    random: Tensor
 
 
 class Finetuner:
@@ -196,15 +211,30 @@ class Finetuner:
         """Go on where `state_dict` was taken."""
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"])
         self.random.set_state(state["random"])
         self.steps = state["steps"]
 
-    def step(self) -> dict[str, Tensor]:
-        """Train on one batch; returns the losses and the ramp's value, scalars by name."""
+    def batches(self) -> Iterator[Batch]:
+        """Draw and augment batches without end, from where the last step left the random stream.
+
+        They may be made ahead, in another thread: the stream moves on when `step` takes one.
+        """
+        random = torch.Generator(self.device)
+        random.set_state(self.random.get_state())
+        while True:
+            yield self._batch(random)
+
+    def step(self, batch: Batch | None = None) -> dict[str, Tensor]:
+        """Train on one batch; returns the losses and the ramp's value, scalars by name.
+
+        Args:
+            batch: one of `batches`; None for the next.
+        """
+        batch = batch or next(self.batches())
+        self.random.set_state(batch.random)
         a = ramp(self.config.ramp, self.progress, length=self.config.ramp_length)
-        images, masks = self._batch()
-        loss, values = self._losses(images, masks, a)
+        loss, values = self._losses(batch.images, batch.masks, a)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * learning_rate(
                 (self.steps + 1) / (self.config.steps + 1)
@@ -215,34 +245,28 @@ class Finetuner:
         self.steps += 1
         half_life = min(self.config.ema_share * self.config.steps, 0.1 * self.steps)
         ema_update(self.ema, self.model, 0.5 ** (1 / max(half_life, 1e-8)))
-        return {**values, "loss": loss.detach(), "a": torch.tensor(a)}
+        return {**values, "loss": loss.detach(), "a": torch.tensor(a, device=self.device)}
 
-    def _batch(self) -> tuple[Tensor, Tensor]:
-        """Labelled images first, then unlabelled ones [n, 3, r, r] in −1 … 1; masks of the labelled ones."""
+    def _batch(self, random: torch.Generator) -> Batch:
         data, config = self.data, self.config
-        labelled = self._draw(data.images, config.labelled_batch)
+        labelled = self._draw(len(data.images), config.labelled_batch, random)
         images, masks = self.augment(
             to_float(data.images[labelled].to(self.device)),
             data.masks[labelled].to(self.device),
-            self.random,
+            random,
         )
         assert masks is not None
         if config.unlabelled_batch and len(data.unlabelled):
-            more = to_float(
-                data.unlabelled[self._draw(data.unlabelled, config.unlabelled_batch)].to(
-                    self.device
-                )
-            )
-            images = torch.cat([images, self.augment(more, None, self.random)[0]])
-        return images.contiguous(memory_format=torch.channels_last), masks
+            drawn = self._draw(len(data.unlabelled), config.unlabelled_batch, random)
+            more = to_float(data.unlabelled[drawn].to(self.device))
+            images = torch.cat([images, self.augment(more, None, random)[0]])
+        images = images.contiguous(memory_format=torch.channels_last)
+        return Batch(images, masks, random.get_state())
 
-    def _draw(self, pool: Tensor, count: int) -> Tensor:
-        """Indices of `count` images: every image comes up before one comes up again within a batch."""
-        rounds = math.ceil(count / len(pool))
-        order = [
-            torch.randperm(len(pool), generator=self.random, device=self.device)
-            for _ in range(rounds)
-        ]
+    def _draw(self, size: int, count: int, random: torch.Generator) -> Tensor:
+        """Indices of `count` images of `size`: every image comes up before one comes up again within a batch."""
+        rounds = math.ceil(count / size)
+        order = [torch.randperm(size, generator=random, device=self.device) for _ in range(rounds)]
         return torch.cat(order)[:count].cpu()
 
     def _losses(self, images: Tensor, masks: Tensor, a: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -293,10 +317,14 @@ def finetune(
     """
     config = trainer.config
     means = Means()
-    with tqdm(total=config.steps, initial=trainer.steps, unit="step", mininterval=1.0) as bar:
+    ahead = batches_ahead(trainer.data.unlabelled)
+    with (
+        tqdm(total=config.steps, initial=trainer.steps, unit="step", mininterval=1.0) as bar,
+        made_ahead(trainer.batches(), ahead) as batches,
+    ):
         started = time.monotonic()
         while trainer.steps < config.steps:
-            means.add(trainer.step())
+            means.add(trainer.step(next(batches)))
             bar.update()
             stopping, last = stop_requested(), trainer.steps == config.steps
             if stopping or last or trainer.steps % config.log_steps == 0:

@@ -5,7 +5,7 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from gpseg.models.stylegan2 import NetworkConfig, ema_copy, ema_update, mix_styl
 from gpseg.training.device import Precision, choose_device, choose_dtype
 from gpseg.training.losses import discriminator_loss, generator_loss, r1_penalty
 from gpseg.training.run_folder import Interrupted, RunFolder, stop_requests
-from gpseg.training.steps import Means, check_finite
+from gpseg.training.steps import Means, check_finite, restore_optimizer
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,16 @@ MBSTD_GROUP = 4
 GRID = 8
 
 _NAN_REMEDY = "--precision fp32, a larger --r1-gamma or smaller learning rates"
-_MAY_CHANGE = ("out", "resume", "kimg", "device", "log_kimg", "snapshot_kimg")
+_MAY_CHANGE = (
+    "out",
+    "resume",
+    "kimg",
+    "device",
+    "checkpointing",
+    "cache_gib",
+    "log_kimg",
+    "snapshot_kimg",
+)
 
 
 @dataclass
@@ -41,8 +50,8 @@ class PretrainConfig:
 
     data: Path
     """Folder of images, or a data-set folder, of which unlabelled/ and images/ are used (no masks; to leave out the
-    images you will test on, give its unlabelled/). All are kept in memory at the training resolution, 3 bytes a
-    pixel."""
+    images you will test on, give its unlabelled/). They are kept in memory at the training resolution, 3 bytes a
+    pixel, as far as --cache-gib allows."""
     out: Path | None = None
     """Run folder; new or empty, unless --resume. Default: runs/pretrain-<date>-<time>."""
     resume: bool = False
@@ -81,10 +90,14 @@ class PretrainConfig:
     some ten thousand images or in long runs."""
     precision: Precision = "auto"
     """Dtype of the feature maps; auto is bf16 where the device computes in it, else fp32."""
+    checkpointing: bool = False
+    """Compute activations anew in the backward pass instead of keeping them: less memory, about a third more time."""
     device: str = "auto"
     """cpu, cuda, cuda:1 …; auto is a GPU if there is one."""
     seed: int = 0
     """Seed of everything random; the same seed on the same machine gives the same run."""
+    cache_gib: float = 2.0
+    """Memory that the images may take; if they need more, each batch is decoded anew, in the background."""
     log_kimg: float = 1.0
     """Thousands of images from one log entry to the next."""
     snapshot_kimg: float = 10.0
@@ -124,12 +137,12 @@ class PretrainConfig:
             )
 
 
-def pretrain(config: PretrainConfig, images: Tensor | None = None) -> Path:
+def pretrain(config: PretrainConfig, images: Tensor | data.UnlabelledImages | None = None) -> Path:
     """Train a generator and its discriminator.
 
     Args:
         config: the options.
-        images: uint8 [N, 3, r, r] to train on in place of those under `config.data`.
+        images: uint8 [N, 3, r, r], to train on in place of those under `config.data`.
 
     Returns:
         The checkpoint (`models.checkpoint.load_generator` reads it).
@@ -145,10 +158,13 @@ def pretrain(config: PretrainConfig, images: Tensor | None = None) -> Path:
     torch.manual_seed(config.seed)
     trainer = Trainer(config, network, device)
     if images is None:
-        images = data.load_images(training_images(config.data), config.resolution)
+        images = data.UnlabelledImages(
+            training_images(config.data),
+            config.resolution,
+            cache_bytes=round(config.cache_gib * 2**30),
+        )
     if not len(images):
         raise InputError(f"{config.data}: no images there; give a folder of images")
-    images = images.to(device)
     stored = dataclasses.asdict(config)
     with (
         RunFolder.open(
@@ -191,6 +207,23 @@ def training_images(path: Path) -> list[Path]:
     return [image for part in parts or [path] for image in data.images_in(part)]
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What a step draws from the images, and how its styles are mixed.
+
+    Args:
+        images: uint8 [N, 3, r, r].
+        mirrored: which of them to mirror, [N].
+        mixed_from: first layer that takes its style from a second latent; None for no mixing.
+        sampling: state of the random stream that all this was drawn from, afterwards.
+    """
+
+    images: Tensor
+    mirrored: Tensor
+    mixed_from: int | None
+    sampling: Tensor
+
+
 class Trainer:
     """Networks, optimisers and random streams of a run, and the step that moves them.
 
@@ -209,8 +242,8 @@ class Trainer:
         self.dtype = choose_dtype(config.precision, device)
         self.seen = 0
         self.steps = 0
-        self.generator = network.generator(self.dtype).to(device)
-        self.discriminator = network.discriminator(self.dtype).to(device)
+        self.generator = network.generator(self.dtype, config.checkpointing).to(device)
+        self.discriminator = network.discriminator(self.dtype, config.checkpointing).to(device)
         self.generator_ema = ema_copy(self.generator)
         # The R1 steps are extra steps of Adam; this keeps the discriminator's pace as if there were none.
         share = config.r1_interval / (config.r1_interval + 1)
@@ -238,7 +271,10 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+            if isinstance(part, torch.optim.Optimizer):
+                restore_optimizer(part, state[name])
+            else:
+                part.load_state_dict(state[name])
         self.seen, self.steps = state["seen"], state["steps"]
         torch.set_rng_state(state["rng"])
         self.sampling.set_state(state["sampling"])
@@ -250,17 +286,38 @@ class Trainer:
         names = ("generator", "discriminator", "generator_ema", "optimizer_g", "optimizer_d")
         return {name: getattr(self, name) for name in names}
 
-    def step(self, images: Tensor) -> dict[str, Tensor]:
-        """Train on one batch of real images, drawn from `images`.
+    def batches(self, images: Tensor | data.UnlabelledImages) -> Iterator[Batch]:
+        """Draw batches without end, from where the last step left the random stream.
+
+        They may be drawn ahead, in another thread: the stream moves on when `step` takes one.
 
         Args:
             images: uint8 [N, 3, r, r].
+        """
+        sampling = torch.Generator()
+        sampling.set_state(self.sampling.get_state())
+        while True:
+            index = torch.randint(len(images), (self.config.batch,), generator=sampling)
+            mirrored = torch.rand(self.config.batch, generator=sampling) < 0.5
+            mixed_from = None
+            if torch.rand((), generator=sampling) < self.config.style_mixing:
+                num_ws = self.generator.num_ws
+                mixed_from = int(torch.randint(1, num_ws, (), generator=sampling))
+            yield Batch(images[index], mirrored, mixed_from, sampling.get_state())
+
+    def step(self, images: Tensor | data.UnlabelledImages | Batch) -> dict[str, Tensor]:
+        """Train on one batch of real images.
+
+        Args:
+            images: a batch, or uint8 [N, 3, r, r] to draw it from.
 
         Returns:
             Scalars by name, on the device: losses, and the mean sign of the discriminator's logits.
         """
-        reals = self._draw(images)
-        fakes, loss_g = self._generator_step()
+        batch = images if isinstance(images, Batch) else next(self.batches(images))
+        self.sampling.set_state(batch.sampling)
+        reals = self._reals(batch)
+        fakes, loss_g = self._generator_step(batch.mixed_from)
         # The discriminator learns from the images of the generator step: one forward pass of the generator less.
         values = {"loss_g": loss_g, **self._discriminator_step(fakes, reals)}
         if self.steps % self.config.r1_interval == 0:
@@ -273,13 +330,12 @@ class Trainer:
         )
         return values
 
-    def _draw(self, images: Tensor) -> Tensor:
-        index = torch.randint(len(images), (self.config.batch,), generator=self.sampling)
-        mirrored = torch.rand(self.config.batch, generator=self.sampling) < 0.5
-        batch = to_float(images[index.to(images.device)].to(self.device))
-        if self.config.mirror:
-            batch = torch.where(mirrored.to(self.device)[:, None, None, None], batch.flip(3), batch)
-        return batch
+    def _reals(self, batch: Batch) -> Tensor:
+        images = to_float(batch.images.to(self.device))
+        if not self.config.mirror:
+            return images
+        mirrored = batch.mirrored.to(self.device)[:, None, None, None]
+        return torch.where(mirrored, images.flip(3), images)
 
     def _augment(self, images: Tensor) -> Tensor:
         if self.config.augment == "none":
@@ -289,12 +345,12 @@ class Trainer:
     def _latents(self, n: int) -> Tensor:
         return torch.randn(n, self.config.z_dim, generator=self.random, device=self.device)
 
-    def _generator_step(self) -> tuple[Tensor, Tensor]:
+    def _generator_step(self, mixed_from: int | None = None) -> tuple[Tensor, Tensor]:
         self.discriminator.requires_grad_(False)
         ws = self.generator.mapping(self._latents(self.config.batch), update_w_avg=True)
-        if torch.rand((), generator=self.sampling) < self.config.style_mixing:
-            first = int(torch.randint(1, self.generator.num_ws, (), generator=self.sampling))
-            ws = mix_styles(ws, self.generator.mapping(self._latents(self.config.batch)), first)
+        if mixed_from is not None:
+            others = self.generator.mapping(self._latents(self.config.batch))
+            ws = mix_styles(ws, others, mixed_from)
         fakes = self.generator.synthesis(ws)
         loss = generator_loss(self.discriminator(self._augment(fakes)))
         _descend(self.optimizer_g, loss)
@@ -343,12 +399,16 @@ def _adam(model: torch.nn.Module, lr: float, share: float) -> torch.optim.Adam:
 
 def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    # To these alone: R1's images take a gradient too.
+    loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"]])
     optimizer.step()
 
 
 def _train(
-    trainer: Trainer, images: Tensor, folder: RunFolder, stop_requested: Callable[[], bool]
+    trainer: Trainer,
+    images: Tensor | data.UnlabelledImages,
+    folder: RunFolder,
+    stop_requested: Callable[[], bool],
 ) -> None:
     config = trainer.config
     total = round(config.kimg * 1000)
@@ -358,11 +418,14 @@ def _train(
     started, begun_at = time.monotonic(), trainer.seen
     # A terminal is drawn anew every second; a log file gets a line now and then.
     interval = 1.0 if sys.stderr.isatty() else 60.0
-    with tqdm(
-        total=total, initial=trainer.seen, unit="img", unit_scale=True, mininterval=interval
-    ) as bar:
+    with (
+        tqdm(
+            total=total, initial=trainer.seen, unit="img", unit_scale=True, mininterval=interval
+        ) as bar,
+        data.made_ahead(trainer.batches(images), data.batches_ahead(images)) as batches,
+    ):
         while trainer.seen < total:
-            means.add(trainer.step(images))
+            means.add(trainer.step(next(batches)))
             bar.update(config.batch)
             stopping = stop_requested()
             if not stopping and trainer.seen < min(next_log, next_snapshot, total):

@@ -1,5 +1,7 @@
 """What every training loop does around its steps."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,9 +24,29 @@ class Means:
 
     def take(self) -> dict[str, float]:
         """The means, starting over."""
-        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        totals = torch.stack([*self._sums.values()]).tolist() if self._sums else []
+        means = {
+            name: total / self._counts[name] for name, total in zip(self._sums, totals, strict=True)
+        }
         self._sums, self._counts = {}, {}
         return means
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimiser's state, laid out in memory as its parameters are now.
+
+    A fused optimiser walks through memory and takes for granted that parameters, gradients and state lie alike; a state
+    that was saved when a weight lay otherwise would silently go to the wrong elements.
+
+    Args:
+        optimizer: an optimiser of the parameters that the state was saved for.
+        state: what its `state_dict` gave.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def check_finite(values: dict[str, float], folder: RunFolder, remedy: str) -> None:

@@ -1,5 +1,6 @@
 """Layers against their formulas, written out with plain torch."""
 
+import copy
 import math
 
 import pytest
@@ -92,8 +93,48 @@ def test_minibatch_std_of_joined_batches_is_that_of_the_batches():
     torch.testing.assert_close(layer(torch.cat([a, b])), torch.cat([layer(a), layer(b)]))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("num_channels", [1, 2])
+def test_minibatch_std_keeps_the_layout(layout, num_channels):
+    x = torch.randn(4, 2, 4, 4).contiguous(memory_format=layout)
+    y = MinibatchStd(num_channels=num_channels)(x)
+    assert y.is_contiguous(memory_format=layout)
+
+
 @pytest.mark.parametrize("n", [0, 1, 3, 6])
 def test_minibatch_std_takes_any_batch(n):
     y = MinibatchStd(group_size=4)(torch.randn(n, 2, 4, 4))
     assert y.shape == (n, 3, 4, 4)
     assert y.isfinite().all()
+
+
+def lies_as_convolved(weight: torch.Tensor, up: int) -> bool:
+    """Whether a convolution, transposed where it upsamples, reads the weight without a copy."""
+    read = weight.transpose(0, 1) if up > 1 else weight
+    return read.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("options", [{}, {"up": 2}, {"down": 2}])
+def test_weights_lie_as_convolved_and_stay_so(options):
+    up = options.get("up", 1)
+    torch.manual_seed(0)
+    layer = Conv2d(5, 4, 3, **options)
+    torch.manual_seed(0)
+    assert torch.equal(layer.weight, torch.randn(4, 5, 3, 3))
+    other = Conv2d(5, 4, 3, **options)
+    other.load_state_dict({name: t.contiguous() for name, t in layer.state_dict().items()})
+    assert torch.equal(other.weight, layer.weight)
+    layer(torch.randn(2, 5, 8, 8).to(memory_format=torch.channels_last)).sum().backward()
+    for weight in (layer.weight, layer.weight.grad, other.weight, copy.deepcopy(layer).weight):
+        assert lies_as_convolved(weight, up)
+    assert lies_as_convolved(layer.double().weight, up)
+
+
+def test_a_layer_that_only_scales_keeps_nothing_but_what_it_convolves():
+    layer = Conv2d(5, 4, 1, bias=False)
+    x = torch.randn(2, 5, 8, 8, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        y = layer(x, gain=0.5)
+    torch.testing.assert_close(y, F.conv2d(x, layer.weight * (0.5 / math.sqrt(5))))
+    assert (2, 4, 8, 8) not in kept

@@ -1,5 +1,6 @@
 """bias_act: derivatives of every activation, the clamp's edge, scalars in double, bad arguments."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from comparison import BACKENDS, is_slow
 from torch import Tensor
 
-from gpseg import ops
+from gpseg import backends, ops
 from gpseg.ops.bias_act import ACTIVATIONS
 from gpseg.selftest import textbook
 from gpseg.selftest.comparison import relative_rms
@@ -168,3 +169,56 @@ X = torch.zeros(1, 2, 3, 3)
 def test_refuses(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ops.bias_act(**{"x": X, **arguments})
+
+
+def kept(call: Callable[[], Tensor]) -> tuple[Tensor, set[int]]:
+    """The result, and where what autograd keeps for it starts in memory."""
+    places = set()
+
+    def pack(t: Tensor) -> Tensor:
+        places.add(t.data_ptr())
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        return call(), places
+
+
+@pytest.mark.parametrize(
+    ("options", "keeps_result"),
+    [
+        ({"act": "lrelu"}, True),
+        ({"act": "relu"}, True),
+        ({"act": "linear", "gain": 0.5}, True),
+        ({"act": "lrelu", "clamp": 1.0}, False),
+        ({"act": "lrelu", "gain": -1.0}, False),
+        ({"act": "lrelu", "alpha": -0.1}, False),
+        ({"act": "tanh"}, False),
+    ],
+)
+def test_the_result_is_kept_where_its_sign_is_enough(
+    options: dict[str, Any], keeps_result: bool
+) -> None:
+    x, b = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(3, requires_grad=True)
+    y, places = kept(lambda: ops.bias_act(x, b, **options))
+    assert (y.data_ptr() in places, x.data_ptr() in places) == (keeps_result, not keeps_result)
+    want = textbook.bias_act(x, b, **options)
+    dy = torch.randn_like(y)
+    for g, w in zip(*(torch.autograd.grad(z, (x, b), dy) for z in (y, want)), strict=True):
+        torch.testing.assert_close(g, w)
+
+
+def test_no_bias_gradient_is_summed_that_nobody_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    biases = []
+    backend = backends.get("eager")
+    backward = backend.bias_act_backward
+
+    def spy(dy: Tensor, x: Tensor, b: Tensor | None, *arguments: Any) -> Any:
+        biases.append(b is not None)
+        return backward(dy, x, b, *arguments)
+
+    monkeypatch.setattr(backend, "bias_act_backward", spy)
+    x, b = torch.randn(2, 3, requires_grad=True), torch.randn(3)
+    with ops.use_backend("eager"):
+        ops.bias_act(x, b, act="lrelu").sum().backward()
+        ops.bias_act(x, b.requires_grad_(), act="lrelu").sum().backward()
+    assert biases == [False, True]

@@ -261,3 +261,28 @@ def test_a_kill_leaves_a_readable_folder_and_sigterm_says_how_to_go_on(tmp_path)
     )
     assert last.endswith("--out run --resume")
     assert RunFolder(tmp_path / "run").load_state()["seen"] > seen
+
+
+def test_images_that_do_not_fit_into_memory_give_the_same_run(tmp_path):
+    write_images(tmp_path / "images", 6)
+    runs = {}
+    for name, gib in (("kept", 2.0), ("decoded", 0.0)):
+        settings = config(tmp_path / name, 0.032, cache_gib=gib, seed=3)
+        settings.data = tmp_path / "images"
+        runs[name] = weights(pretrain(settings))
+    # stopped and continued: what was drawn ahead is drawn again
+    half = dataclasses.replace(settings, out=tmp_path / "half", kimg=0.016)
+    pretrain(half)
+    runs["resumed"] = weights(pretrain(dataclasses.replace(half, kimg=0.032, resume=True)))
+    for name, tensor in runs.pop("kept").items():
+        assert all(torch.equal(run[name], tensor) for run in runs.values()), name
+
+
+def test_an_image_that_breaks_while_decoded_ahead_is_named(tmp_path):
+    write_images(tmp_path / "images", 3)
+    (tmp_path / "images" / "1.png").write_bytes(b"no image")
+    settings = config(tmp_path, 0.064, cache_gib=0.0)
+    settings.data = tmp_path / "images"
+    with pytest.raises(InputError, match=r"1\.png is not an image") as caught:
+        pretrain(settings)
+    assert "\n" not in str(caught.value)

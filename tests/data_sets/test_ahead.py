@@ -1,0 +1,81 @@
+"""Batches made in the background: their order, errors, overlap with the step, and the end."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from gpseg.data import UnlabelledImages, batches_ahead, made_ahead
+from gpseg.errors import InputError
+
+
+def threads() -> int:
+    return sum(thread.name == "batches ahead" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_order_and_end(count: int) -> None:
+    with made_ahead(range(10), count) as items:
+        assert list(items) == list(range(10))
+    assert threads() == 0
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_an_error_comes_at_its_turn(count: int) -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise InputError("7.png is not an image that can be read")
+
+    with made_ahead(items(), count) as made:
+        assert next(made) == 1
+        with pytest.raises(InputError, match=r"7\.png"):
+            next(made)
+    assert threads() == 0
+
+
+def test_leaving_early_ends_the_thread() -> None:
+    def endless() -> Iterator[int]:
+        number = 0
+        while True:
+            yield number
+            number += 1
+
+    with pytest.raises(KeyboardInterrupt), made_ahead(endless(), 2) as made:
+        assert next(made) == 0
+        raise KeyboardInterrupt
+    assert threads() == 0
+
+
+def test_no_more_than_asked_for_are_made_ahead() -> None:
+    made = []
+
+    def items() -> Iterator[int]:
+        for number in range(10):
+            made.append(number)
+            yield number
+
+    with made_ahead(items(), 2) as numbers:
+        next(numbers)
+        time.sleep(0.2)
+        assert len(made) == 4  # the one taken, two that wait, one in hand
+
+
+def test_making_overlaps_with_using() -> None:
+    def slow() -> Iterator[int]:
+        for number in range(5):
+            time.sleep(0.1)
+            yield number
+
+    started = time.monotonic()
+    with made_ahead(slow(), 2) as items:
+        for _ in items:
+            time.sleep(0.1)
+    assert time.monotonic() - started < 0.85  # one after the other: 1.0
+
+
+def test_images_in_memory_are_not_made_ahead(tmp_path) -> None:
+    assert batches_ahead(torch.zeros(1, 3, 4, 4)) == 0
+    assert batches_ahead(UnlabelledImages([], 4)) == 0
+    assert batches_ahead(UnlabelledImages([tmp_path / "there.png"], 4, cache_bytes=0)) > 0
