@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cpu/isa/level.h"
+#include "cpu/pool.h"
 
 namespace py = pybind11;
 
@@ -56,4 +57,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def(
       "set_isa", &set_isa, py::arg("name"),
       "Use the kernels for this instruction set; raises ValueError where the processor lacks it.");
+  m.def("cache_limit", &gpseg::pool::limit, "Bytes of freed results that are kept at most.");
+  m.def("cached_bytes", &gpseg::pool::kept, "Bytes of freed results that are kept now.");
+  m.def("empty_cache", &gpseg::pool::clear, "Give the memory of freed results back to the system.");
 }
