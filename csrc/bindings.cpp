@@ -15,7 +15,7 @@ using gpseg::IsaLevel;
 
 py::list compiled_isa_levels() {
   py::list levels;
-  for (const IsaLevel level : {IsaLevel::baseline, IsaLevel::avx2, IsaLevel::avx512}) {
+  for (const IsaLevel level : gpseg::kIsaLevels) {
     if (level <= gpseg::kHighestIsaLevel) {
       levels.append(gpseg::name_of(level));
     }
@@ -39,7 +39,7 @@ py::dict build_info() {
 }
 
 void set_isa(const std::string& name) {
-  for (const IsaLevel level : {IsaLevel::baseline, IsaLevel::avx2, IsaLevel::avx512}) {
+  for (const IsaLevel level : gpseg::kIsaLevels) {
     if (name == gpseg::name_of(level) && level <= gpseg::supported_isa_level()) {
       gpseg::set_isa_level(level);
       return;

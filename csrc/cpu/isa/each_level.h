@@ -1,13 +1,15 @@
 // Compiles the file GPSEG_KERNEL once per instruction set, in the namespaces baseline, avx2 and
-// avx512.
+// avx512. In each, kHandVectors says whether the conversions of isa/vectors.h can be used.
 //
 // No include guard, and the kernel file includes no header: what a header defines must be compiled
 // for the baseline only, lest the linker keep a copy that the processor can't run.
 #include "cpu/isa/level.h"
+#include "cpu/isa/vectors.h"
 
 namespace gpseg::baseline {
+constexpr bool kHandVectors = false;
 #include GPSEG_KERNEL
-}
+}  // namespace gpseg::baseline
 
 #if GPSEG_X86_LEVELS
 
@@ -18,8 +20,9 @@ namespace gpseg::baseline {
 #pragma GCC target("avx2,fma")
 #endif
 namespace gpseg::avx2 {
+constexpr bool kHandVectors = false;
 #include GPSEG_KERNEL
-}
+}  // namespace gpseg::avx2
 #if defined(__clang__)
 #pragma clang attribute pop
 #pragma clang attribute push( \
@@ -30,8 +33,9 @@ namespace gpseg::avx2 {
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #endif
 namespace gpseg::avx512 {
+constexpr bool kHandVectors = true;
 #include GPSEG_KERNEL
-}
+}  // namespace gpseg::avx512
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
