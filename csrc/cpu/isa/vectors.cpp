@@ -27,42 +27,70 @@ int64_t misaligned(const void* p, int64_t alignment, int64_t element, int64_t n)
 // The first n of 16 lanes.
 inline __mmask16 lanes(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
 
-// to[i] = convert(from[i]) for 16 numbers at a time.
-#define GPSEG_WIDEN(CONVERT)                                                                \
-  int64_t i = 0;                                                                            \
-  for (; i + 16 <= n; i += 16) {                                                            \
-    const auto* at = reinterpret_cast<const __m256i*>(from + i);                            \
-    _mm512_storeu_ps(to + i, CONVERT(_mm256_loadu_si256(at)));                              \
-  }                                                                                         \
-  if (i < n) {                                                                              \
-    const __mmask16 rest = lanes(n - i);                                                    \
-    _mm512_mask_storeu_ps(to + i, rest, CONVERT(_mm256_maskz_loadu_epi16(rest, from + i))); \
+// Row by row, 16 numbers at a time and the rest under a mask.
+#define GPSEG_WIDEN(LOAD)                                              \
+  for (int64_t row = 0; row < rows; ++row) {                           \
+    const auto* source = from.start + row * from.step;                 \
+    float* target = to.start + row * to.step;                          \
+    int64_t i = 0;                                                     \
+    for (; i + 16 <= n; i += 16) {                                     \
+      _mm512_storeu_ps(target + i, LOAD(source + i));                  \
+    }                                                                  \
+    if (i < n) {                                                       \
+      const __mmask16 rest = lanes(n - i);                             \
+      _mm512_mask_storeu_ps(target + i, rest, LOAD(rest, source + i)); \
+    }                                                                  \
   }
 
-#define GPSEG_NARROW(CONVERT)                                                                      \
-  int64_t i = 0;                                                                                   \
-  if (streams) {                                                                                   \
-    i = misaligned(to, 32, 2, n < 15 ? n : 15);                                                    \
-    if (i > 0) {                                                                                   \
-      const __mmask16 head = lanes(i);                                                             \
-      _mm256_mask_storeu_epi16(to, head, CONVERT(_mm512_maskz_loadu_ps(head, from)));              \
-    }                                                                                              \
-    for (; i + 16 <= n; i += 16) {                                                                 \
-      _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i), CONVERT(_mm512_loadu_ps(from + i))); \
-    }                                                                                              \
-  }                                                                                                \
-  for (; i + 16 <= n; i += 16) {                                                                   \
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), CONVERT(_mm512_loadu_ps(from + i)));   \
-  }                                                                                                \
-  if (i < n) {                                                                                     \
-    const __mmask16 rest = lanes(n - i);                                                           \
-    _mm256_mask_storeu_epi16(to + i, rest, CONVERT(_mm512_maskz_loadu_ps(rest, from + i)));        \
+#define GPSEG_NARROW(CONVERT)                                                               \
+  for (int64_t row = 0; row < rows; ++row) {                                                \
+    const float* source = from.start + row * from.step;                                     \
+    auto* target = to.start + row * to.step;                                                \
+    int64_t i = 0;                                                                          \
+    if (streams) {                                                                          \
+      i = misaligned(target, 32, 2, n < 15 ? n : 15);                                       \
+      const __mmask16 head = lanes(i);                                                      \
+      _mm256_mask_storeu_epi16(target, head, CONVERT(_mm512_maskz_loadu_ps(head, source))); \
+      for (; i + 16 <= n; i += 16) {                                                        \
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(target + i),                         \
+                            CONVERT(_mm512_loadu_ps(source + i)));                          \
+      }                                                                                     \
+    }                                                                                       \
+    for (; i + 16 <= n; i += 16) {                                                          \
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + i),                           \
+                          CONVERT(_mm512_loadu_ps(source + i)));                            \
+    }                                                                                       \
+    if (i < n) {                                                                            \
+      const __mmask16 rest = lanes(n - i);                                                  \
+      _mm256_mask_storeu_epi16(target + i, rest,                                            \
+                               CONVERT(_mm512_maskz_loadu_ps(rest, source + i)));           \
+    }                                                                                       \
   }
 
-GPSEG_AVX512 inline __m512 from_half(__m256i bits) { return _mm512_cvtph_ps(bits); }
+GPSEG_AVX512 inline __m512 as_it_is(const float* from) { return _mm512_loadu_ps(from); }
 
-GPSEG_AVX512 inline __m512 from_bfloat16(__m256i bits) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+GPSEG_AVX512 inline __m512 as_it_is(__mmask16 mask, const float* from) {
+  return _mm512_maskz_loadu_ps(mask, from);
+}
+
+GPSEG_AVX512 inline __m256i bits(const void* from) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(from));
+}
+
+GPSEG_AVX512 inline __m512 widened(const Half* from) { return _mm512_cvtph_ps(bits(from)); }
+
+GPSEG_AVX512 inline __m512 widened(__mmask16 mask, const Half* from) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from));
+}
+
+GPSEG_AVX512 inline __m512 upper(__m256i halves) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+GPSEG_AVX512 inline __m512 widened(const BFloat16* from) { return upper(bits(from)); }
+
+GPSEG_AVX512 inline __m512 widened(__mmask16 mask, const BFloat16* from) {
+  return upper(_mm256_maskz_loadu_epi16(mask, from));
 }
 
 GPSEG_AVX512 inline __m256i to_half(__m512 x) {
@@ -70,11 +98,11 @@ GPSEG_AVX512 inline __m256i to_half(__m512 x) {
 }
 
 GPSEG_AVX512 inline __m256i to_bfloat16(__m512 x) {
-  const __m512i bits = _mm512_castps_si512(x);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __m512i all = _mm512_castps_si512(x);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(all, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(all, _mm512_set1_epi32(0x7fff)), odd);
   const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-  const __m512i quiet = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+  const __m512i quiet = _mm512_mask_or_epi32(rounded, nan, all, _mm512_set1_epi32(0x400000));
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(quiet, 16));
 }
 
@@ -85,15 +113,16 @@ GPSEG_AVX512_BF16 inline __m256i to_bfloat16_natively(__m512 x) {
     return to_bfloat16(x);
   }
   const __m256bh converted = _mm512_cvtneps_pbh(x);
-  __m256i bits;
-  std::memcpy(&bits, &converted, sizeof(bits));
-  return bits;
+  __m256i rounded;
+  std::memcpy(&rounded, &converted, sizeof(rounded));
+  return rounded;
 }
 
-GPSEG_AVX512 void narrow_in_steps(BFloat16* to, const float* from, int64_t n,
-                                  bool streams){GPSEG_NARROW(to_bfloat16)}
+GPSEG_AVX512 void narrow_in_steps(Rows<BFloat16> to, Rows<const float> from, int64_t rows,
+                                  int64_t n, bool streams){GPSEG_NARROW(to_bfloat16)}
 
-GPSEG_AVX512_BF16 void narrow_natively(BFloat16* to, const float* from, int64_t n, bool streams) {
+GPSEG_AVX512_BF16 void narrow_natively(Rows<BFloat16> to, Rows<const float> from, int64_t rows,
+                                       int64_t n, bool streams) {
   GPSEG_NARROW(to_bfloat16_natively)
 }
 
@@ -116,16 +145,23 @@ void stream(void* to, const void* from, int64_t bytes) {
 
 void end_streaming() { _mm_sfence(); }
 
-GPSEG_AVX512 void widen(float* to, const Half* from, int64_t n){GPSEG_WIDEN(from_half)}
+GPSEG_AVX512 void widen(Rows<float> to, Rows<const float> from, int64_t rows,
+                        int64_t n){GPSEG_WIDEN(as_it_is)}
 
-GPSEG_AVX512 void widen(float* to, const BFloat16* from, int64_t n){GPSEG_WIDEN(from_bfloat16)}
+GPSEG_AVX512
+    void widen(Rows<float> to, Rows<const Half> from, int64_t rows, int64_t n){GPSEG_WIDEN(widened)}
 
-GPSEG_AVX512 void narrow(Half* to, const float* from, int64_t n, bool streams) {
+GPSEG_AVX512 void widen(Rows<float> to, Rows<const BFloat16> from, int64_t rows,
+                        int64_t n){GPSEG_WIDEN(widened)}
+
+GPSEG_AVX512
+    void narrow(Rows<Half> to, Rows<const float> from, int64_t rows, int64_t n, bool streams) {
   GPSEG_NARROW(to_half)
 }
 
-void narrow(BFloat16* to, const float* from, int64_t n, bool streams) {
-  (isa_level() == IsaLevel::avx512_bf16 ? narrow_natively : narrow_in_steps)(to, from, n, streams);
+void narrow(Rows<BFloat16> to, Rows<const float> from, int64_t rows, int64_t n, bool streams) {
+  const bool native = isa_level() == IsaLevel::avx512_bf16;
+  (native ? narrow_natively : narrow_in_steps)(to, from, rows, n, streams);
 }
 
 }  // namespace gpseg::vectors

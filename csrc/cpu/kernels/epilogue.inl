@@ -227,10 +227,13 @@ GPSEG_INLINE A activated(A u, const Scalars<A>& s) {
   return high < -s.clamp ? -s.clamp : high;
 }
 
-// A run of planes, [rows, n].
+// Rows of planes, n elements of each.
 template <Act act, class A>
-void forward_planes(A* y, const A* x, Sides<A> sides, Scalars<A> s, int64_t rows, int64_t n) {
-  for (int64_t r = 0; r < rows; ++r, x += n, y += n) {
+void forward_planes(Rows<A> to, Rows<const A> from, Sides<A> sides, Scalars<A> s, int64_t rows,
+                    int64_t n) {
+  for (int64_t r = 0; r < rows; ++r) {
+    A* y = to.start + r * to.step;
+    const A* x = from.start + r * from.step;
     const A scale = sides.scale[r], bias = sides.bias[r];
     const A* noise = sides.noise;
 #pragma omp simd
@@ -412,7 +415,7 @@ void forward_tiles(const EpilogueForward& p) {
         if (images.channels_last) {
           pixels(y, x, affine(run), scalars, n);
         } else {
-          planes(y, x, affine(run), scalars, run.cn, run.pn);
+          planes({y, run.pn}, {x, run.pn}, affine(run), scalars, run.cn, run.pn);
         }
         Row<T>::write(to, y, n, streams);
       });

@@ -4,32 +4,42 @@
 // their lines need not be read before they are written.
 constexpr int64_t kStreamedBytes = int64_t{32} << 20;
 
-// to[i] = from[i], in the accumulation type.
+using vectors::Rows;
+
+// to[i] = from[i] in the accumulation type, for n numbers of each row.
 template <class T, class A>
-inline void widen(A* to, const T* from, int64_t n) {
-  if constexpr (kHandVectors) {
-    return vectors::widen(to, from, n);
+inline void widen(Rows<A> to, Rows<const T> from, int64_t rows, int64_t n) {
+  if constexpr (kHandVectors && sizeof(A) == 4) {
+    vectors::widen(to, from, rows, n);
   } else {
+    for (int64_t row = 0; row < rows; ++row, to.start += to.step, from.start += from.step) {
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-      to[i] = load(from[i]);
+      for (int64_t i = 0; i < n; ++i) {
+        to.start[i] = load(from.start[i]);
+      }
     }
   }
 }
 
-// to[i] = from[i], rounded to the nearest.
+// to[i] = from[i], rounded to the nearest, for n numbers of each row.
 template <class T, class A>
-inline void narrow(T* to, const A* from, int64_t n, bool streams) {
-  if constexpr (sizeof(T) == sizeof(A)) {
-    if (streams) {
-      return vectors::stream(to, from, n * static_cast<int64_t>(sizeof(T)));
+inline void narrow(Rows<T> to, Rows<const A> from, int64_t rows, int64_t n, bool streams) {
+  if constexpr (kHandVectors && sizeof(T) == 2) {
+    return vectors::narrow(to, from, rows, n, streams);
+  } else if constexpr (kHandVectors && sizeof(T) == 4) {
+    if (!streams) {
+      return vectors::widen(to, from, rows, n);
     }
-  } else if constexpr (kHandVectors) {
-    return vectors::narrow(to, from, n, streams);
   }
+  for (int64_t row = 0; row < rows; ++row, to.start += to.step, from.start += from.step) {
+    if (streams && sizeof(T) == sizeof(A)) {
+      vectors::stream(to.start, from.start, n * static_cast<int64_t>(sizeof(T)));
+      continue;
+    }
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    store(to + i, from[i]);
+    for (int64_t i = 0; i < n; ++i) {
+      store(to.start + i, from.start[i]);
+    }
   }
 }
 
@@ -53,7 +63,7 @@ struct Row {
     if constexpr (in_place) {
       return from;
     } else {
-      widen(buffer, from, n);
+      widen<T, A>({buffer, 0}, {from, 0}, 1, n);
       return buffer;
     }
   }
@@ -73,7 +83,7 @@ struct Row {
         return;
       }
     }
-    narrow(to, row, n, streams);
+    narrow<T, A>({to, 0}, {row, 0}, 1, n, streams);
   }
 };
 
@@ -101,43 +111,6 @@ inline void add(To* to, const A* row, int64_t n) {
   }
 }
 
-template <class A>
-inline void add_product(A* to, const A* a, const A* b, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    to[i] += a[i] * b[i];
-  }
-}
-
-// Sums run over this many elements in the accumulation type before they go on in float64.
-constexpr int64_t kSumElements = 256;
-
-template <class A>
-inline double sum(const A* row, int64_t n) {
-  double total = 0;
-  for (int64_t begin = 0; begin < n; begin += kSumElements) {
-    const int64_t end = n < begin + kSumElements ? n : begin + kSumElements;
-    A part = 0;
-#pragma omp simd reduction(+ : part)
-    for (int64_t i = begin; i < end; ++i) {
-      part += row[i];
-    }
-    total += static_cast<double>(part);
-  }
-  return total;
-}
-
-template <class A>
-inline double dot(const A* a, const A* b, int64_t n) {
-  double total = 0;
-  for (int64_t begin = 0; begin < n; begin += kSumElements) {
-    const int64_t end = n < begin + kSumElements ? n : begin + kSumElements;
-    A part = 0;
-#pragma omp simd reduction(+ : part)
-    for (int64_t i = begin; i < end; ++i) {
-      part += a[i] * b[i];
-    }
-    total += static_cast<double>(part);
-  }
-  return total;
-}
+// Sums run over this many elements in the accumulation type, in as many parts as a vector has
+// lanes, before they go on in float64.
+constexpr int64_t kSumElements = 1024;

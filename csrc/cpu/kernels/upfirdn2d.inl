@@ -287,21 +287,15 @@ class Fir {
     }
   }
 
-  const T* input_row(int64_t plane, int64_t y) const {
+  const T* input_row(int64_t y) const {
     return static_cast<const T*>(p_.input) +
-           (((plane_ + plane) * p_.y.in + y) * p_.x.in + in_begin_) * inner_;
+           ((plane_ * p_.y.in + y) * p_.x.in + in_begin_) * inner_;
   }
 
   // Input row `in` of each plane, where a padded row has it.
   void read_rows(A* padded, int64_t in) {
-    for (int64_t plane = 0; plane < planes_; ++plane) {
-      A* to = padded + (plane * cell_columns() + margin_) * inner_;
-      if constexpr (Row<T>::in_place) {
-        copy(to, input_row(plane, in), in_count_ * inner_);
-      } else {
-        Row<T>::read(input_row(plane, in), to, in_count_ * inner_);
-      }
-    }
+    widen<T, A>({padded + margin_ * inner_, cell_columns()}, {input_row(in), p_.y.in * p_.x.in},
+                planes_, in_count_ * inner_);
   }
 
   void filter_row(int64_t y) {
@@ -335,10 +329,10 @@ class Fir {
       return sources_.get(in, [&](A* row) { read_rows(row, in); });
     }
     if constexpr (Row<T>::in_place) {
-      return input_row(0, in);
+      return input_row(in);
     } else {
       return sources_.get(in,
-                          [&](A* row) { Row<T>::read(input_row(0, in), row, in_count_ * inner_); });
+                          [&](A* row) { Row<T>::read(input_row(in), row, in_count_ * inner_); });
     }
   }
 
@@ -375,25 +369,28 @@ class Fir {
       return Row<T>::write(to, row, n, streams_);
     }
     filter_columns(output_, joins() ? periods_ * plan_.x.period : out_count_);
-    for (int64_t plane = 0; plane < planes_; ++plane, to += p_.y.out * p_.x.out) {
-      const A* row = output_ + plane * cells_.periods * plan_.x.period;
-      if constexpr (fused) {
-        const int64_t i = plane_ + plane, p = y * p_.x.out + out_begin_;
-        const Tile tile = p_.channels_last ? Tile{i, 0, p_.c, p, out_count_}
-                                           : Tile{i / p_.c, i % p_.c, 1, p, out_count_};
-        if (p_.filtered != nullptr) {
-          Row<T>::write(static_cast<T*>(p_.filtered) + (to - static_cast<T*>(p_.output)), row, n,
-                        streams_);
-        }
-        A* activated = Row<T>::target(to, activated_, streams_);
-        if (p_.channels_last) {
-          activate_pixels_(activated, row, affine_(tile), scalars_, n);
-        } else {
-          activate_planes_(activated, row, affine_(tile), scalars_, 1, n);
-        }
-        row = activated;
+    const int64_t step = p_.y.out * p_.x.out, cell = cells_.periods * plan_.x.period;
+    if constexpr (!fused) {
+      return narrow<T, A>({to, step}, {output_, cell}, planes_, n, streams_);
+    } else {
+      if (p_.filtered != nullptr) {
+        narrow<T, A>({static_cast<T*>(p_.filtered) + at, step}, {output_, cell}, planes_, n,
+                     streams_);
       }
-      Row<T>::write(to, row, n, streams_);
+      const int64_t p = y * p_.x.out + out_begin_;
+      if (p_.channels_last) {
+        A* activated = Row<T>::target(to, activated_, streams_);
+        activate_pixels_(activated, output_, affine_({plane_, 0, p_.c, p, out_count_}), scalars_,
+                         n);
+        return Row<T>::write(to, activated, n, streams_);
+      }
+      const Tile tile{plane_ / p_.c, plane_ % p_.c, planes_, p, out_count_};
+      if (Row<T>::in_place && !streams_) {
+        return activate_planes_({Row<T>::target(to, activated_), step}, {output_, cell},
+                                affine_(tile), scalars_, planes_, n);
+      }
+      activate_planes_({activated_, cell}, {output_, cell}, affine_(tile), scalars_, planes_, n);
+      narrow<T, A>({to, step}, {activated_, cell}, planes_, n, streams_);
     }
   }
 
