@@ -54,7 +54,7 @@ struct Tiling {
       p_step = kTileElements / most(im.c, 1);
     } else if (whole_channels) {
       c_step = im.c;
-      p_step = kRunElements;
+      p_step = least(kTileElements / 4, most(ceil_div(im.hw, 4), kRunElements / 4));
     } else {
       p_step = least(kTileElements, most(im.hw, 1));
       c_step = most(kTileElements / p_step, 1);
