@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cpu/isa/level.h"
+#include "cpu/pool.h"
 
 namespace py = pybind11;
 
@@ -14,7 +15,7 @@ using gpseg::IsaLevel;
 
 py::list compiled_isa_levels() {
   py::list levels;
-  for (const IsaLevel level : {IsaLevel::baseline, IsaLevel::avx2, IsaLevel::avx512}) {
+  for (const IsaLevel level : gpseg::kIsaLevels) {
     if (level <= gpseg::kHighestIsaLevel) {
       levels.append(gpseg::name_of(level));
     }
@@ -38,7 +39,7 @@ py::dict build_info() {
 }
 
 void set_isa(const std::string& name) {
-  for (const IsaLevel level : {IsaLevel::baseline, IsaLevel::avx2, IsaLevel::avx512}) {
+  for (const IsaLevel level : gpseg::kIsaLevels) {
     if (name == gpseg::name_of(level) && level <= gpseg::supported_isa_level()) {
       gpseg::set_isa_level(level);
       return;
@@ -56,4 +57,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def(
       "set_isa", &set_isa, py::arg("name"),
       "Use the kernels for this instruction set; raises ValueError where the processor lacks it.");
+  m.def("cache_limit", &gpseg::pool::limit, "Bytes of freed results that are kept at most.");
+  m.def("cached_bytes", &gpseg::pool::kept, "Bytes of freed results that are kept now.");
+  m.def("empty_cache", &gpseg::pool::clear, "Give the memory of freed results back to the system.");
 }

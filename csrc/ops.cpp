@@ -2,11 +2,7 @@
 // target.h says. Outputs are allocated by the caller; tensors are dense in one of the two orders of
 // common/kernels.h, which gpseg/backends/compiled.py takes care of.
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
-
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -14,6 +10,10 @@
 #include <vector>
 
 #include "target.h"
+
+#if !defined(GPSEG_CUDA_KERNELS)
+#include "cpu/pool.h"
+#endif
 
 namespace gpseg {
 
@@ -73,21 +73,9 @@ void* memory(const char* name, const OptionalTensor& t, DType dtype, int64_t siz
   return checked(name, t, dtype, size, true);
 }
 
-// As `memory`, for a result. glibc maps allocations above 32 MiB afresh each time: on small pages
-// their first touch costs several times what the kernel itself does.
+// As `memory`, for a result.
 void* result(const char* name, const OptionalTensor& t, DType dtype, int64_t size) {
-  void* start = checked(name, t, dtype, size, false);
-#if defined(__linux__) && defined(MADV_HUGEPAGE) && !defined(GPSEG_CUDA)
-  const int64_t bytes = start == nullptr ? 0 : size * static_cast<int64_t>(t->element_size());
-  if (bytes > (int64_t{32} << 20)) {
-    // whole pages around it, which belong to the same allocation
-    const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-    const uintptr_t first = reinterpret_cast<uintptr_t>(start) / page * page;
-    const uintptr_t end = (reinterpret_cast<uintptr_t>(start) + bytes + page - 1) / page * page;
-    madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);  // a hint: may be refused
-  }
-#endif
-  return start;
+  return checked(name, t, dtype, size, false);
 }
 
 DType accumulate(DType dtype) { return dtype == DType::float64 ? DType::float64 : DType::float32; }
@@ -255,6 +243,35 @@ void upfirdn2d_demod_act_op(const Tensor& x, const OptionalTensor& f,
   run(&target::upfirdn2d, p, x);
 }
 
+#if !defined(GPSEG_CUDA_KERNELS)
+
+// An uninitialised tensor like `like` in memory from the pool, to which it returns when the storage
+// dies. Its storage can't be resized.
+Tensor empty_op(const Tensor& like, const std::vector<int64_t>& size, bool channels_last) {
+  std::vector<int64_t> strides(size.size());
+  int64_t count = 1;
+  const auto stride = [&](size_t i) {
+    strides[i] = count;
+    count *= std::max<int64_t>(size[i], 1);
+  };
+  if (channels_last) {
+    STD_TORCH_CHECK(size.size() == 4, "gpseg: a size [N, C, H, W] expected");
+    for (const size_t i : {1, 3, 2, 0}) {
+      stride(i);
+    }
+  } else {
+    for (size_t i = size.size(); i-- > 0;) {
+      stride(i);
+    }
+  }
+  const int64_t bytes = count * static_cast<int64_t>(like.element_size());
+  return torch::stable::from_blob(pool::take(bytes), size, strides, like.device(),
+                                  like.scalar_type(),
+                                  [bytes](void* block) { pool::give(block, bytes); });
+}
+
+#endif
+
 #if defined(GPSEG_CUDA_KERNELS)
 
 void fused_conv_op(const Tensor& x, const Tensor& weight, const OptionalTensor& style,
@@ -402,6 +419,9 @@ GPSEG_DEFINE(GPSEG_LIBRARY, m) {
   m.def("upfirdn2d_demod_act(Tensor x, " GPSEG_FIR
         ", float fir_gain, Tensor? d, Tensor? noise, Tensor? bias, " GPSEG_ACTIVATION
         ", Tensor(a!) y, Tensor(b!)? c) -> ()");
+#if !defined(GPSEG_CUDA_KERNELS)
+  m.def("empty(Tensor like, int[] size, bool channels_last) -> Tensor");
+#endif
 #if defined(GPSEG_CUDA_KERNELS)
   m.def(
       "fused_conv(Tensor x, Tensor weight, Tensor? style, int stride, int[] padding, bool "
@@ -426,6 +446,9 @@ GPSEG_IMPLEMENT(GPSEG_LIBRARY, GPSEG_DISPATCH_KEY, m) {
   m.impl("demod_act_backward", TORCH_BOX(&gpseg::demod_act_backward_op));
   m.impl("upfirdn2d", TORCH_BOX(&gpseg::upfirdn2d_op));
   m.impl("upfirdn2d_demod_act", TORCH_BOX(&gpseg::upfirdn2d_demod_act_op));
+#if !defined(GPSEG_CUDA_KERNELS)
+  m.impl("empty", TORCH_BOX(&gpseg::empty_op));
+#endif
 #if defined(GPSEG_CUDA_KERNELS)
   m.impl("fused_conv", TORCH_BOX(&gpseg::fused_conv_op));
 #else

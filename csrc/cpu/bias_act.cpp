@@ -1,4 +1,5 @@
-// bias_act on the CPU: y = clamp(gain * act(x + bias)), its gradient and its second derivative.
+// bias_act on the CPU: y = clamp(gain * act(x + bias)), its gradient and its second derivative; and
+// demod_act, which also has scale and noise.
 #include <cstdint>
 
 #include "common/kernels.h"

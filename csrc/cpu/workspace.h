@@ -1,24 +1,32 @@
-// Large temporary memory that outlives the calls that use it.
+// Temporary memory from the pool of large results: fresh pages would cost more than what is done
+// in them.
 #pragma once
 
 #include <cstdint>
 
+#include "cpu/pool.h"
+
 namespace gpseg {
 
-// An uninitialised block, which starts on a cache line and goes back to a process-wide store when
-// its holder goes: the system would hand out fresh pages, zeroed one by one, at every call.
+// Uninitialised, and given back with its holder; aligned to huge pages.
 class Workspace {
  public:
-  explicit Workspace(int64_t floats);
-  ~Workspace();
+  explicit Workspace(int64_t floats)
+      : bytes_(floats * static_cast<int64_t>(sizeof(float))),
+        start_(bytes_ == 0 ? nullptr : pool::take(bytes_)) {}
+  ~Workspace() {
+    if (start_ != nullptr) {
+      pool::give(start_, bytes_);
+    }
+  }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 
-  float* data() const { return static_cast<float*>(block_); }
+  float* data() const { return static_cast<float*>(start_); }
 
  private:
-  void* block_;
   int64_t bytes_;
+  void* start_;
 };
 
 }  // namespace gpseg

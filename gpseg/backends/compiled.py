@@ -30,6 +30,7 @@ class CompiledBackend:
         name: as in `gpseg.backends.NAMES`; csrc/ops.cpp registers the kernels under gpseg_<name>.
         devices: types of the devices they serve.
         load: loads the library; returns None, or one line saying why it is off.
+        empty: gives an uninitialised result of the given size, of x's type and in its layout.
         on_gpu: they are the CUDA kernels, wherever they run: filters stay where they are, in the type of the
             sums, and there is a tensor-core convolution.
     """
@@ -41,12 +42,14 @@ class CompiledBackend:
         name: str,
         devices: tuple[str, ...],
         load: Callable[[], str | None],
+        empty: Callable[[Tensor, Sequence[int]], Tensor] = empty_in_layout_of,
         on_gpu: bool = False,
     ) -> None:
         self.NAME = name
         self.DEVICES = devices
         self._kernels: Any = getattr(torch.ops, f"gpseg_{name}")
         self._load = load
+        self._empty = empty
         self._on_gpu = on_gpu
 
     def available(self) -> str | None:
@@ -64,7 +67,7 @@ class CompiledBackend:
         clamp: float,
     ) -> Tensor:
         """y = clamp(gain · act(x + b))."""
-        x, y = in_layout_of(x, x), empty_in_layout_of(x, x.shape)
+        x, y = in_layout_of(x, x), self._empty(x, x.shape)
         flat = flattened(x, dim)
         self._kernels.bias_act.default(x, for_sums(b, x), *flat, act, alpha, gain, clamp, y)
         return y
@@ -82,7 +85,7 @@ class CompiledBackend:
     ) -> tuple[Tensor, Tensor | None]:
         """Gradients (dx, db) of `bias_act`; db is None without a bias."""
         dy, x = in_layout_of(dy, x), in_layout_of(x, x)
-        dx, db = empty_in_layout_of(x, x.shape), sums_for(b, x)
+        dx, db = self._empty(x, x.shape), sums_for(b, x)
         self._kernels.bias_act_backward.default(
             dy, x, for_sums(b, x), *flattened(x, dim), act, alpha, gain, clamp, dx, db
         )
@@ -103,7 +106,7 @@ class CompiledBackend:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Gradients with respect to (dy, x, b) of <dx, ddx> + <db, ddb>, the outputs of the backward."""
         dy, x = in_layout_of(dy, x), in_layout_of(x, x)
-        ddy, d2x = empty_in_layout_of(x, x.shape), empty_in_layout_of(x, x.shape)
+        ddy, d2x = self._empty(x, x.shape), self._empty(x, x.shape)
         d2b = sums_for(b, x)
         self._kernels.bias_act_double_backward.default(
             None if ddx is None else in_layout_of(ddx, x),
@@ -138,7 +141,7 @@ class CompiledBackend:
         epilogue: Epilogue,
     ) -> Tensor:
         """The epilogue of `c [N, O, H, W]`."""
-        y = empty_in_layout_of(c, c.shape)
+        y = self._empty(c, c.shape)
         self._kernels.demod_act.default(in_layout_of(c, c), *flat(epilogue, c), y)
         return y
 
@@ -149,7 +152,7 @@ class CompiledBackend:
         epilogue: Epilogue,
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """Gradients (dc, dd, dnoise, db) of `demod_act`; None where the input is None."""
-        dc = empty_in_layout_of(c, c.shape)
+        dc = self._empty(c, c.shape)
         d, noise, b, *_ = epilogue
         dd, dnoise, db = sums_for(d, c), sums_for(noise, c), sums_for(b, c)
         self._kernels.demod_act_backward.default(
@@ -174,7 +177,7 @@ class CompiledBackend:
         gain: float,
     ) -> Tensor:
         """Upsample, pad, filter and downsample `x [N, C, H, W]` in one polyphase pass."""
-        y = _filtered_like(x, f, up, down, padding)
+        y = self._filtered_like(x, f, up, down, padding)
         self._kernels.upfirdn2d.default(
             in_layout_of(x, x), self._taps(f, x), up, down, padding, flip_filter, gain, y
         )
@@ -193,8 +196,8 @@ class CompiledBackend:
         keep: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """`demod_act(upfirdn2d(x, …), …)` in one pass over memory, and the filter's result c too if `keep`."""
-        y = _filtered_like(x, f, up, down, padding)
-        c = torch.empty_like(y) if keep else None
+        y = self._filtered_like(x, f, up, down, padding)
+        c = self._empty(x, y.shape) if keep else None
         self._kernels.upfirdn2d_demod_act.default(
             in_layout_of(x, x),
             self._taps(f, x),
@@ -237,8 +240,8 @@ class CompiledBackend:
         keep: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """The epilogue of c = conv2d(s · x, w) in one kernel, and c too if `keep`."""
-        y = empty_in_layout_of(x, size)
-        c = torch.empty_like(y) if keep else None
+        y = self._empty(x, size)
+        c = self._empty(x, y.shape) if keep else None
         self._kernels.fused_conv.default(
             in_layout_of(x, x),
             convolution.outputs_first(w, conv.transposed),
@@ -258,7 +261,7 @@ class CompiledBackend:
         self, dc: Tensor, w: Tensor, conv: Convolution, x: Tensor, s: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Gradients (dx, ds) of c = conv2d(s · x, w), in one kernel; conv and w are the forward's."""
-        dx, ds = empty_in_layout_of(x, x.shape), sums_for(s, x)
+        dx, ds = self._empty(x, x.shape), sums_for(s, x)
         self._kernels.fused_conv.default(
             in_layout_of(dc, x),
             convolution.outputs_first(w, not conv.transposed),
@@ -280,6 +283,12 @@ class CompiledBackend:
     ) -> Tensor:
         """There is none."""
         raise NotImplementedError
+
+    def _filtered_like(
+        self, x: Tensor, f: Tensor | None, up: Pair, down: Pair, padding: Padding
+    ) -> Tensor:
+        """An uninitialised tensor for what upfirdn2d makes of x."""
+        return self._empty(x, filtered_size(x.shape, filter_taps(f), up, down, padding))
 
     def _taps(self, f: Tensor | None, x: Tensor) -> Tensor | None:
         if f is None:
@@ -303,8 +312,3 @@ def sums_for(t: Tensor | None, x: Tensor) -> Tensor | None:
 def _as_gradient(sums: Tensor | None, t: Tensor | None) -> Tensor | None:
     """What `sums_for(t, …)` holds, as a gradient of t."""
     return None if sums is None or t is None else sums.to(t.dtype)
-
-
-def _filtered_like(x: Tensor, f: Tensor | None, up: Pair, down: Pair, padding: Padding) -> Tensor:
-    """An uninitialised tensor for what upfirdn2d makes of x."""
-    return empty_in_layout_of(x, filtered_size(x.shape, filter_taps(f), up, down, padding))

@@ -29,6 +29,10 @@ _LEAST_TILES = {1: (16, 32), 2: (16, 96)}
 _CACHED = 4 << 20
 """Bytes of a transformed kernel that fit."""
 
+POOLED_BYTES = 8 << 20
+"""Results of this size and above are taken from a pool of freed ones, `csrc/cpu/pool.h`: malloc maps memory of
+that size afresh, or gives it back when it is freed, and page faults then cost several times the kernel."""
+
 
 def _load() -> str | None:
     build = "pip install --no-build-isolation ."
@@ -39,6 +43,23 @@ def _load() -> str | None:
     except ImportError as error:
         return f"gpseg._C does not load, build it for this torch with {build} ({error})"
     return None
+
+
+def _empty(x: Tensor, size: Sequence[int]) -> Tensor:
+    if (
+        math.prod(size) * x.element_size() < POOLED_BYTES
+        or importlib.import_module("gpseg._C").cache_limit() == 0
+    ):
+        return empty_in_layout_of(x, size)
+    channels_last = memory_format_of(x) == torch.channels_last
+    y: Tensor = torch.ops.gpseg_cpp.empty.default(x, size, channels_last)
+    return y
+
+
+def empty_cache() -> None:
+    """Give the memory of freed results that `BACKEND` keeps for its next ones back to the system."""
+    if _load() is None:
+        importlib.import_module("gpseg._C").empty_cache()
 
 
 def _winograd_serves(
@@ -76,7 +97,7 @@ class CppBackend(CompiledBackend):
     """With convolutions of its own, Winograd's, in float32."""
 
     def __init__(self) -> None:
-        super().__init__("cpp", ("cpu",), _load)
+        super().__init__("cpp", ("cpu",), _load, _empty)
 
     def fuses(self, x: Tensor, w: Tensor, conv: Convolution, direction: str) -> bool:
         """Whether Winograd's convolution serves."""
@@ -138,8 +159,8 @@ class CppBackend(CompiledBackend):
         keep: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """The epilogue of c = conv2d(s · x, w) in one kernel, and c too if `keep`."""
-        y = empty_in_layout_of(x, size)
-        c = torch.empty_like(y) if keep else None
+        y = _empty(x, size)
+        c = _empty(x, size) if keep else None
         self._winograd(x, w, s, conv, epilogue, y, c, None, None)
         return y, c
 
@@ -147,7 +168,7 @@ class CppBackend(CompiledBackend):
         self, dc: Tensor, w: Tensor, conv: Convolution, x: Tensor, s: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Gradients (dx, ds) of c = conv2d(s · x, w), in one kernel; conv and w are the forward's."""
-        dx, ds = empty_in_layout_of(x, x.shape), sums_for(s, x)
+        dx, ds = _empty(x, x.shape), sums_for(s, x)
         self._winograd(
             in_layout_of(dc, x),
             w,

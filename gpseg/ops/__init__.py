@@ -10,6 +10,7 @@ import sys
 from types import ModuleType
 
 from gpseg.backends import backends, measured, use_backend
+from gpseg.backends.cpp import empty_cache as empty_cpu_cache
 from gpseg.ops.bias_act import bias_act, bias_act_backward, bias_act_double_backward
 from gpseg.ops.convolution import conv2d_resample, no_weight_grad
 from gpseg.ops.modulated_conv import (
@@ -32,6 +33,7 @@ __all__ = [
     "bias_act_double_backward",
     "conv2d_resample",
     "downsample2d",
+    "empty_cpu_cache",
     "filter2d",
     "modulated_conv2d",
     "modulated_conv2d_act",

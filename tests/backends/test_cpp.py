@@ -1,11 +1,14 @@
 """The C++ kernels against plain float64 formulas: values, first and second derivatives."""
 
+import copy
 import itertools
 import math
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,12 +17,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from gpseg.backends import cpp as cpp_module
 from gpseg.backends.contract import Epilogue
 from gpseg.backends.cpp import BACKEND as cpp
 
 if cpp.available() is not None:
     pytest.skip(str(cpp.available()), allow_module_level=True)
 
+import gpseg.ops
 from gpseg import _C
 
 TOLERANCE = {
@@ -51,6 +56,8 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     empty, empty_like = torch.empty, torch.empty_like
     monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(math.nan))
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: empty_like(*a, **k).fill_(math.nan))
+    pooled = cpp._empty
+    monkeypatch.setattr(cpp, "_empty", lambda x, size: pooled(x, size).fill_(math.nan))
 
 
 @pytest.fixture(params=ISA_LEVELS)
@@ -556,3 +563,142 @@ def test_the_environment_can_lower_the_isa_level() -> None:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "baseline"
+
+
+LARGE = (2 << 20, 2)  # 16 MiB of float32
+
+
+@pytest.fixture
+def empty_pool() -> Iterator[None]:
+    cpp_module.empty_cache()
+    yield
+    cpp_module.empty_cache()
+
+
+def filled(value: float, size: tuple[int, ...] = LARGE) -> Tensor:
+    """A result of the pool's, or of malloc's if it is small."""
+    return cpp.bias_act(torch.full(size, float(value)), None, 1, "linear", 0, 1.0, -1)
+
+
+def in_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    prelude = "import torch; from gpseg import ops, _C; x = torch.ones(2 << 20, 2)\n"
+    return subprocess.run(
+        [sys.executable, "-c", prelude + code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.usefixtures("empty_pool")
+class TestPool:
+    def test_a_block_is_reused_once_its_storage_died(self) -> None:
+        y = filled(1)
+        view, at = y[5:], y.data_ptr()
+        assert at % (2 << 20) == 0
+        del y
+        other = filled(2)
+        assert other.data_ptr() != at
+        assert (view == 1).all()
+        del view
+        assert _C.cached_bytes() == 16 << 20
+        assert filled(3).data_ptr() == at
+        assert (other == 2).all()
+
+    def test_only_a_block_of_its_size_serves(self) -> None:
+        filled(1)
+        larger = filled(1, (3 << 20, 2))
+        assert _C.cached_bytes() == 16 << 20
+        del larger
+        assert _C.cached_bytes() == 40 << 20
+
+    def test_small_results_are_mallocs(self) -> None:
+        filled(1, (100, 2))
+        assert _C.cached_bytes() == 0
+
+    def test_it_is_bounded_and_can_be_emptied(self) -> None:
+        tensors = [filled(1) for _ in range(20)]
+        del tensors
+        assert _C.cached_bytes() == _C.cache_limit() == 256 << 20
+        filled(1, (40 << 20, 2))  # larger than the limit
+        assert _C.cached_bytes() == 0
+        filled(1)
+        gpseg.ops.empty_cpu_cache()
+        assert _C.cached_bytes() == 0
+
+    @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_layouts_and_types(self, layout: str, dtype: torch.dtype) -> None:
+        x = LAYOUTS[layout](torch.ones(2, 8, 512, 1024, dtype=dtype))
+        y = cpp.bias_act(x, None, 1, "linear", 0, 2.0, -1)
+        assert y.data_ptr() % (2 << 20) == 0
+        assert y.stride() == x.stride()
+        assert torch.equal(y, 2 * x)
+
+    def test_its_tensors_are_like_others(self, tmp_path: Path) -> None:
+        y = filled(3)
+        torch.save(y, tmp_path / "y.pt")
+        for same in torch.load(tmp_path / "y.pt"), copy.deepcopy(y), y.clone():
+            assert torch.equal(same, torch.full(LARGE, 3.0))
+        y.share_memory_()
+        assert y.is_shared()
+        assert torch.equal(y, torch.full(LARGE, 3.0))
+        assert _C.cached_bytes() == 16 << 20
+        y = filled(3)
+        assert y.resize_(4).tolist() == [3.0] * 4
+        with pytest.raises(RuntimeError, match="not resizable"):
+            y.resize_(3 << 20, 2)
+        y.set_()
+        assert _C.cached_bytes() == 16 << 20
+
+    def test_autograd(self) -> None:
+        x = torch.full(LARGE, 2.0, requires_grad=True)
+        y = gpseg.ops.bias_act(x, act="lrelu", gain=1.0)
+        (y * y).sum().backward()
+        assert torch.equal(x.grad, torch.full(LARGE, 4.0))
+
+    def test_compiled(self) -> None:
+        compiled = torch.compile(
+            lambda x: gpseg.ops.bias_act(x, act="lrelu", gain=1.0) + 1,
+            fullgraph=True,
+            backend="aot_eager",
+        )
+        assert torch.equal(compiled(torch.ones(LARGE)), torch.full(LARGE, 2.0))
+
+    def test_threads(self) -> None:
+        right = []
+
+        def work(value: int) -> None:
+            for _ in range(20):
+                right.append(bool((filled(value) == value).all()))
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert right == [True] * 80
+        assert _C.cached_bytes() <= _C.cache_limit()
+
+    def test_the_end_of_the_interpreter(self) -> None:
+        result = in_python("import builtins; builtins.kept = ops.bias_act(x), ops.bias_act(x)[1:]")
+        assert (result.returncode, result.stderr) == (0, "")
+
+    def test_fork(self) -> None:
+        result = in_python(
+            "import os; torch.set_num_threads(1); y = ops.bias_act(x); z = ops.bias_act(x); del z\n"
+            "child = os.fork()\n"
+            "z = ops.bias_act(x + 1)\n"
+            "assert (y == 1).all() and (z == 2).all()\n"
+            "del y, z\n"
+            "assert _C.cached_bytes() == 32 << 20\n"
+            "if child: assert os.waitpid(child, 0)[1] == 0\n"
+        )
+        assert (result.returncode, result.stderr) == (0, "")
+
+    def test_the_environment_sets_its_bound(self) -> None:
+        code = "y, z = ops.bias_act(x), ops.bias_act(x); del y, z; print(_C.cached_bytes() >> 20)"
+        for megabytes, kept in ("0", "0"), ("20", "16"), ("", "0"), ("64", "32"):
+            result = in_python(code, GPSEG_CPU_CACHE_MB=megabytes)
+            assert (result.stdout.strip(), result.stderr) == (kept, "")

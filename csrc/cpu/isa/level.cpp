@@ -10,7 +10,7 @@ namespace {
 
 IsaLevel initial_level() {
   const char* wanted = std::getenv("GPSEG_CPU_ISA");
-  for (const IsaLevel level : {IsaLevel::baseline, IsaLevel::avx2}) {
+  for (const IsaLevel level : kIsaLevels) {
     if (wanted != nullptr && std::strcmp(wanted, name_of(level)) == 0) {
       return std::min(level, supported_isa_level());
     }
@@ -33,7 +33,10 @@ IsaLevel supported_isa_level() {
   }
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  return avx512 ? IsaLevel::avx512 : IsaLevel::avx2;
+  if (!avx512) {
+    return IsaLevel::avx2;
+  }
+  return __builtin_cpu_supports("avx512bf16") ? IsaLevel::avx512_bf16 : IsaLevel::avx512;
 #else
   return IsaLevel::baseline;
 #endif

@@ -9,12 +9,16 @@
 
 namespace gpseg {
 
-enum class IsaLevel { baseline, avx2, avx512 };
+// avx512_bf16 is avx512 with an instruction for rounding to bfloat16, in isa/vectors.cpp.
+enum class IsaLevel { baseline, avx2, avx512, avx512_bf16 };
 
-constexpr IsaLevel kHighestIsaLevel = GPSEG_X86_LEVELS ? IsaLevel::avx512 : IsaLevel::baseline;
+constexpr IsaLevel kIsaLevels[] = {IsaLevel::baseline, IsaLevel::avx2, IsaLevel::avx512,
+                                   IsaLevel::avx512_bf16};
+constexpr IsaLevel kHighestIsaLevel = GPSEG_X86_LEVELS ? IsaLevel::avx512_bf16 : IsaLevel::baseline;
 
 constexpr const char* name_of(IsaLevel level) {
-  return level == IsaLevel::avx512 ? "avx512" : level == IsaLevel::avx2 ? "avx2" : "baseline";
+  constexpr const char* names[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
+  return names[static_cast<int>(level)];
 }
 
 // The highest level that this processor has.
@@ -33,6 +37,7 @@ void set_isa_level(IsaLevel level);
 #if GPSEG_X86_LEVELS
 #define GPSEG_DISPATCH(function, ...)         \
   switch (::gpseg::isa_level()) {             \
+    case ::gpseg::IsaLevel::avx512_bf16:      \
     case ::gpseg::IsaLevel::avx512:           \
       return avx512::function(__VA_ARGS__);   \
     case ::gpseg::IsaLevel::avx2:             \

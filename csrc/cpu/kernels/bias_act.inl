@@ -2,12 +2,10 @@
 
 #include "cpu/kernels/epilogue.inl"
 
-inline void bias_act(const EpilogueForward& p) {
-  GPSEG_FOR_DTYPE(p.dtype, (forward_tiles<T, false>(p)))
-}
+inline void bias_act(const EpilogueForward& p) { GPSEG_FOR_DTYPE(p.dtype, forward_tiles<T>(p)) }
 
 inline void bias_act_backward(const EpilogueBackward& p) {
-  GPSEG_FOR_DTYPE(p.dtype, (backward_tiles<T, false>(p)))
+  GPSEG_FOR_DTYPE(p.dtype, backward_tiles<T>(p))
 }
 
 inline void bias_act_double_backward(const EpilogueDoubleBackward& p) {

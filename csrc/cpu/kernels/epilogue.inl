@@ -3,9 +3,14 @@
 // Work is cut by the images' size alone, never by the number of threads, so sums come out the same
 // however the tiles are scheduled.
 
-// How many elements a row has at most: a few rows stay in the first-level cache together.
-constexpr int64_t kRowElements = 1024;
+// How many elements a run has, unless it is one row of more channels: a few runs stay in the
+// first-level cache together.
+constexpr int64_t kRunElements = 1024;
 constexpr int64_t kTileElements = 16384;
+// Waking a thread costs more than fewer elements than these.
+constexpr int64_t kGrainElements = 65536;
+// A row of fewer channels is not worth a loop: pixels are taken together until they make up this.
+constexpr int64_t kFewChannels = 32;
 
 // Elements [c, c + cn) x [p, p + pn) of sample n.
 struct Tile {
@@ -22,6 +27,18 @@ constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Channels last, what is given per channel is repeated over a row of a few pixels if there are few
+// channels, so that loops along a row are long enough.
+inline int64_t row_pixels(int64_t channels) {
+  return channels < kFewChannels ? ceil_div(2 * kFewChannels, most(channels, 1)) : 1;
+}
+
+// Channels last, the pixels of a run: whole rows of `row_pixels`.
+inline int64_t run_pixels(int64_t channels) {
+  const int64_t row = row_pixels(channels);
+  return most(kRunElements / most(channels, 1) / row, 1) * row;
+}
+
 // The images cut into equal tiles.
 struct Tiling {
   Images images;
@@ -37,7 +54,7 @@ struct Tiling {
       p_step = kTileElements / most(im.c, 1);
     } else if (whole_channels) {
       c_step = im.c;
-      p_step = kRowElements;
+      p_step = least(kTileElements / 4, most(ceil_div(im.hw, 4), kRunElements / 4));
     } else {
       p_step = least(kTileElements, most(im.hw, 1));
       c_step = most(kTileElements / p_step, 1);
@@ -49,7 +66,7 @@ struct Tiling {
   }
 
   int64_t count() const { return images.n * c_tiles * p_tiles; }
-  int64_t grain() const { return ceil_div(kTileElements, c_step * p_step); }
+  int64_t grain() const { return ceil_div(kGrainElements, c_step * p_step); }
 
   int64_t p_tile(int64_t i) const { return i % p_tiles; }
 
@@ -61,7 +78,7 @@ struct Tiling {
 
   // The longest run that `for_each_run` gives.
   int64_t run_capacity() const {
-    return images.channels_last ? most(kRowElements, images.c) : kRowElements;
+    return images.channels_last ? run_pixels(images.c) * images.c : kRunElements;
   }
 };
 
@@ -74,127 +91,114 @@ inline int64_t offset_of(const Images& images, const Tile& t) {
 template <class Body>
 inline void for_each_run(const Images& images, const Tile& t, const Body& body) {
   if (images.channels_last) {
-    const int64_t step = most(kRowElements / images.c, 1);
+    const int64_t step = run_pixels(images.c);
     for (int64_t p = 0; p < t.pn; p += step) {
       body(Tile{t.n, t.c, t.cn, t.p + p, least(step, t.pn - p)});
     }
-  } else if (t.pn == images.hw && images.hw <= kRowElements) {
-    const int64_t step = kRowElements / images.hw;
+  } else if (t.pn == images.hw && images.hw <= kRunElements) {
+    const int64_t step = kRunElements / images.hw;
     for (int64_t c = 0; c < t.cn; c += step) {
       body(Tile{t.n, t.c + c, least(step, t.cn - c), t.p, t.pn});
     }
   } else {
     for (int64_t c = 0; c < t.cn; ++c) {
-      for (int64_t p = 0; p < t.pn; p += kRowElements) {
-        body(Tile{t.n, t.c + c, 1, t.p + p, least(kRowElements, t.pn - p)});
+      for (int64_t p = 0; p < t.pn; p += kRunElements) {
+        body(Tile{t.n, t.c + c, 1, t.p + p, least(kRunElements, t.pn - p)});
       }
     }
   }
 }
 
-// Values per channel, or per channel and pixel, laid out as a run's elements.
 template <class A>
-class Spread {
- public:
-  explicit Spread(A* buffer) : row_(buffer) {}
-
-  // values: of the run's sample, from channel 0; null for `otherwise` everywhere. `sample` tells
-  // samples with values of their own apart. The row of the run before is kept if it serves.
-  const A* channels(const Images& images, const Tile& t, const A* values, A otherwise,
-                    int64_t sample) {
-    const bool same_rows =
-        t.pn == filled_.pn || ((t.cn == 1 || images.channels_last) && t.pn < filled_.pn);
-    if (same_rows && filled_.n == sample && filled_.c == t.c && filled_.cn == t.cn) {
-      return row_;
-    }
-    filled_ = {sample, t.c, t.cn, t.p, t.pn};
-    if (values == nullptr) {
-      fill(row_, otherwise, t.size());
-    } else if (images.channels_last) {
-      for (int64_t p = 0; p < t.pn; ++p) {
-        copy(row_ + p * t.cn, values + t.c, t.cn);
-      }
-    } else {
-      for (int64_t c = 0; c < t.cn; ++c) {
-        fill(row_ + c * t.pn, values[t.c + c], t.pn);
-      }
-    }
-    return row_;
+inline void repeat(A* to, const A* from, int64_t n, int64_t times) {
+  for (int64_t i = 0; i < times; ++i) {
+    copy(to + i * n, from, n);
   }
+}
 
-  // values (may be null) plus pixels, which are the sample's, from pixel 0.
-  const A* channels_and_pixels(const Images& images, const Tile& t, const A* values,
-                               const A* pixels) {
-    filled_ = {-1, 0, 0, 0, 0};
-    const A* noise = pixels + t.p;
-    if (images.channels_last) {
-      for (int64_t p = 0; p < t.pn; ++p) {
-        A* row = row_ + p * t.cn;
-        const A here = noise[p];
-        if (values == nullptr) {
-          fill(row, here, t.cn);
-        } else {
-#pragma omp simd
-          for (int64_t c = 0; c < t.cn; ++c) {
-            row[c] = values[t.c + c] + here;
-          }
-        }
-      }
-    } else {
-      for (int64_t c = 0; c < t.cn; ++c) {
-        A* row = row_ + c * t.pn;
-        const A here = values == nullptr ? A(0) : values[t.c + c];
-#pragma omp simd
-        for (int64_t p = 0; p < t.pn; ++p) {
-          row[p] = noise[p] + here;
-        }
-      }
-    }
-    return row_;
-  }
-
- private:
-  A* row_;
-  Tile filled_{-1, 0, 0, 0, 0};
+// Where a run finds what an epilogue multiplies and adds. Where images are [N, C, HW]: scale and
+// bias of the run's channels, noise of its pixels. Channels last: rows of `width` elements, the
+// scale's the same for all of them; and bias + noise, of which the next row's is `step` further.
+template <class A>
+struct Sides {
+  const A* scale;
+  const A* bias;
+  const A* noise;
+  int64_t width;
+  int64_t step;
 };
 
-// scale and noise + bias, as rows, for one run after another.
-template <class A, bool scaled>
+template <class A>
 class Affine {
  public:
-  Affine(const Epilogue& p, const Images& images, int64_t capacity, Scratch& scratch)
+  // pixels: those of a row at most, channels last; runs: the size of the largest.
+  Affine(const Epilogue& p, const Images& images, int64_t pixels, int64_t run, Scratch& scratch)
       : images_(images),
-        scale_values_(static_cast<const A*>(p.scale)),
-        noise_(static_cast<const A*>(p.noise)),
-        noise_stride_(p.shared_noise ? 0 : images.hw),
+        pixels_(pixels),
+        width_(images.channels_last ? pixels * images.c : images.c),
+        scale_(static_cast<const A*>(p.scale)),
         bias_(static_cast<const A*>(p.bias)),
-        scale_(scaled ? scratch.take<A>(capacity) : nullptr),
-        shift_(scratch.take<A>(capacity)) {}
-
-  const A* scale(const Tile& t) {
-    if constexpr (scaled) {
-      const A* values = scale_values_ == nullptr ? nullptr : scale_values_ + t.n * images_.c;
-      return scale_.channels(images_, t, values, A(1), t.n);
-    } else {
-      return nullptr;
+        noise_(static_cast<const A*>(p.noise)),
+        noise_stride_(p.shared_noise ? 0 : images.hw) {
+    if (images.channels_last || scale_ == nullptr) {
+      scale_row_ = scratch.take<A>(width_);
+      fill(scale_row_, A(1), width_);
+    }
+    if (images.channels_last || bias_ == nullptr) {
+      bias_row_ = scratch.take<A>(width_);
+      fill(bias_row_, A(0), width_);
+      if (bias_ != nullptr) {
+        repeat(bias_row_, bias_, images.c, pixels);
+      }
+    }
+    if (noise_ == nullptr && !images.channels_last) {
+      const int64_t most_pixels = least(run, images.hw);
+      no_noise_ = scratch.take<A>(most_pixels);
+      fill(no_noise_, A(0), most_pixels);
+    }
+    if (noise_ != nullptr && images.channels_last) {
+      shift_ = scratch.take<A>(run);
     }
   }
 
-  const A* shift(const Tile& t) {
-    if (noise_ == nullptr) {
-      return shift_.channels(images_, t, bias_, A(0), 0);
+  Sides<A> operator()(const Tile& t) {
+    if (!images_.channels_last) {
+      return {scale_ == nullptr ? scale_row_ : scale_ + t.n * images_.c + t.c,
+              bias_ == nullptr ? bias_row_ : bias_ + t.c,
+              noise_ == nullptr ? no_noise_ : noise_ + t.n * noise_stride_ + t.p, 0, 0};
     }
-    return shift_.channels_and_pixels(images_, t, bias_, noise_ + t.n * noise_stride_);
+    if (scale_ != nullptr && t.n != sample_) {
+      sample_ = t.n;
+      repeat(scale_row_, scale_ + t.n * images_.c, images_.c, pixels_);
+    }
+    if (noise_ == nullptr) {
+      return {scale_row_, bias_row_, nullptr, width_, 0};
+    }
+    const A* noise = noise_ + t.n * noise_stride_ + t.p;
+    for (int64_t p = 0; p < t.pn; ++p) {
+      A* row = shift_ + p * t.cn;
+      const A here = noise[p];
+#pragma omp simd
+      for (int64_t c = 0; c < t.cn; ++c) {
+        row[c] = bias_row_[c] + here;
+      }
+    }
+    return {scale_row_, shift_, nullptr, width_, width_};
   }
 
  private:
   Images images_;
-  const A* scale_values_;
+  int64_t pixels_;
+  int64_t width_;
+  const A* scale_;
+  const A* bias_;
   const A* noise_;
   int64_t noise_stride_;
-  const A* bias_;
-  Spread<A> scale_;
-  Spread<A> shift_;
+  A* scale_row_ = nullptr;
+  A* bias_row_ = nullptr;
+  A* no_noise_ = nullptr;
+  A* shift_ = nullptr;
+  int64_t sample_ = -1;
 };
 
 template <class A>
@@ -209,15 +213,6 @@ struct Scalars {
         clamp(a.clamp < 0 ? A(__builtin_inf()) : static_cast<A>(a.clamp)) {}
 };
 
-template <bool scaled, class A>
-GPSEG_INLINE A preactivation(A x, const A* scale, const A* shift, int64_t i) {
-  if constexpr (scaled) {
-    return scale[i] * x + shift[i];
-  } else {
-    return x + shift[i];
-  }
-}
-
 // gain, or 0 where the value was clamped.
 template <class A>
 GPSEG_INLINE A slope(A value, const Scalars<A>& s) {
@@ -225,37 +220,148 @@ GPSEG_INLINE A slope(A value, const Scalars<A>& s) {
   return y > s.clamp || y < -s.clamp ? A(0) : s.gain;
 }
 
-template <Act act, bool scaled, class A>
-void forward_row(A* y, const A* x, const A* scale, const A* shift, Scalars<A> s, int64_t n) {
+template <Act act, class A>
+GPSEG_INLINE A activated(A u, const Scalars<A>& s) {
+  const A v = s.gain * activate<act>(u, s.alpha).value;
+  const A high = v > s.clamp ? s.clamp : v;
+  return high < -s.clamp ? -s.clamp : high;
+}
+
+// Rows of planes, n elements of each.
+template <Act act, class A>
+void forward_planes(Rows<A> to, Rows<const A> from, Sides<A> sides, Scalars<A> s, int64_t rows,
+                    int64_t n) {
+  for (int64_t r = 0; r < rows; ++r) {
+    A* y = to.start + r * to.step;
+    const A* x = from.start + r * from.step;
+    const A scale = sides.scale[r], bias = sides.bias[r];
+    const A* noise = sides.noise;
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const A u = preactivation<scaled>(x[i], scale, shift, i);
-    const A v = s.gain * activate<act>(u, s.alpha).value;
-    const A high = v > s.clamp ? s.clamp : v;
-    y[i] = high < -s.clamp ? -s.clamp : high;
+    for (int64_t i = 0; i < n; ++i) {
+      y[i] = activated<act>(scale * x[i] + (noise[i] + bias), s);
+    }
   }
 }
 
-// Gradient with respect to the preactivation.
-template <Act act, bool scaled, class A>
-void backward_row(A* g, const A* dy, const A* x, const A* scale, const A* shift, Scalars<A> s,
-                  int64_t n) {
+// A run of pixels' channels, n elements.
+template <Act act, class A>
+void forward_pixels(A* y, const A* x, Sides<A> sides, Scalars<A> s, int64_t n) {
+  const A* scale = sides.scale;
+  const A* shift = sides.bias;
+  for (; n > 0; n -= sides.width, x += sides.width, y += sides.width, shift += sides.step) {
+    const int64_t width = least(n, sides.width);
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const Jet<A> jet = activate<act>(preactivation<scaled>(x[i], scale, shift, i), s.alpha);
-    g[i] = dy[i] * slope(jet.value, s) * jet.first;
+    for (int64_t i = 0; i < width; ++i) {
+      y[i] = activated<act>(scale[i] * x[i] + shift[i], s);
+    }
+  }
+}
+
+// The gradient with respect to the preactivation u.
+template <Act act, class A>
+GPSEG_INLINE A gradient(A dy, A u, const Scalars<A>& s) {
+  const Jet<A> jet = activate<act>(u, s.alpha);
+  return dy * slope(jet.value, s) * jet.first;
+}
+
+// dx of a run of planes, and the sums of g and of g * x, the gradients with respect to u, over each
+// plane's pixels and, if sums_pixels, of g over planes.
+template <Act act, bool sums_pixels, class A>
+void backward_planes(A* dx, const A* dy, const A* x, Sides<A> sides, Scalars<A> s, int64_t rows,
+                     int64_t n, double* sums, double* product_sums, A* pixels) {
+  for (int64_t r = 0; r < rows; ++r, x += n, dy += n, dx += n) {
+    const A scale = sides.scale[r], bias = sides.bias[r];
+    const A* noise = sides.noise;
+    double total = 0, product_total = 0;
+    for (int64_t begin = 0; begin < n; begin += kSumElements) {
+      const int64_t end = least(n, begin + kSumElements);
+      A sum = 0, product_sum = 0;
+#pragma omp simd reduction(+ : sum, product_sum)
+      for (int64_t i = begin; i < end; ++i) {
+        const A g = gradient<act>(dy[i], scale * x[i] + (noise[i] + bias), s);
+        dx[i] = scale * g;
+        sum += g;
+        product_sum += g * x[i];
+        if constexpr (sums_pixels) {
+          pixels[i] += g;
+        }
+      }
+      total += static_cast<double>(sum);
+      product_total += static_cast<double>(product_sum);
+    }
+    sums[r] += total;
+    product_sums[r] += product_total;
+  }
+}
+
+// As backward_planes, for pixels' channels; sums and product_sums are rows of sides.width, and
+// with sums_pixels a row is a pixel.
+template <Act act, bool sums_pixels, class A>
+void backward_pixels(A* dx, const A* dy, const A* x, Sides<A> sides, Scalars<A> s, int64_t n,
+                     A* sums, A* product_sums, A* pixels) {
+  const A* scale = sides.scale;
+  const A* shift = sides.bias;
+  for (; n > 0; n -= sides.width) {
+    const int64_t width = least(n, sides.width);
+    A pixel = 0;
+#pragma omp simd reduction(+ : pixel)
+    for (int64_t i = 0; i < width; ++i) {
+      const A g = gradient<act>(dy[i], scale[i] * x[i] + shift[i], s);
+      dx[i] = scale[i] * g;
+      sums[i] += g;
+      product_sums[i] += g * x[i];
+      if constexpr (sums_pixels) {
+        pixel += g;
+      }
+    }
+    if constexpr (sums_pixels) {
+      *pixels++ = pixel;
+    }
+    x += width, dy += width, dx += width, shift += sides.step;
   }
 }
 
 template <Act act, class A>
-void double_backward_row(A* ddy, A* d2x, const A* ddx, const A* dd, const A* dy, const A* x,
-                         const A* shift, Scalars<A> s, int64_t n) {
+GPSEG_INLINE void second(A& ddy, A& d2x, A ddu, A dy, A u, const Scalars<A>& s) {
+  const Jet<A> jet = activate<act>(u, s.alpha);
+  const A t = ddu * slope(jet.value, s);
+  ddy = t * jet.first;
+  d2x = t * dy * jet.second;
+}
+
+// sums: of d2x over each plane's pixels.
+template <Act act, class A>
+void double_backward_planes(A* ddy, A* d2x, const A* ddx, const A* ddbias, const A* dy, const A* x,
+                            Sides<A> sides, Scalars<A> s, int64_t rows, int64_t n, double* sums) {
+  for (int64_t r = 0; r < rows; ++r, ddy += n, d2x += n, ddx += n, dy += n, x += n) {
+    const A bias = sides.bias[r], dd = ddbias[r];
+    double total = 0;
+    for (int64_t begin = 0; begin < n; begin += kSumElements) {
+      const int64_t end = least(n, begin + kSumElements);
+      A sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = begin; i < end; ++i) {
+        second<act>(ddy[i], d2x[i], ddx[i] + dd, dy[i], x[i] + bias, s);
+        sum += d2x[i];
+      }
+      total += static_cast<double>(sum);
+    }
+    sums[r] += total;
+  }
+}
+
+template <Act act, class A>
+void double_backward_pixels(A* ddy, A* d2x, const A* ddx, const A* ddbias, const A* dy, const A* x,
+                            Sides<A> sides, Scalars<A> s, int64_t n, A* sums) {
+  const A* bias = sides.bias;
+  for (; n > 0; n -= sides.width) {
+    const int64_t width = least(n, sides.width);
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const Jet<A> jet = activate<act>(x[i] + shift[i], s.alpha);
-    const A t = (ddx[i] + dd[i]) * slope(jet.value, s);
-    ddy[i] = t * jet.first;
-    d2x[i] = t * dy[i] * jet.second;
+    for (int64_t i = 0; i < width; ++i) {
+      second<act>(ddy[i], d2x[i], ddx[i] + ddbias[i], dy[i], x[i] + bias[i], s);
+      sums[i] += d2x[i];
+    }
+    ddy += width, d2x += width, ddx += width, dy += width, x += width;
   }
 }
 
@@ -285,166 +391,165 @@ void double_backward_row(A* ddy, A* d2x, const A* ddx, const A* dd, const A* dy,
     return nullptr;                                        \
   }()
 
-template <class T, bool scaled>
+template <class T>
 void forward_tiles(const EpilogueForward& p) {
   using A = Accumulate<T>;
-  const Tiling tiling(p.images, false);
-  const auto row = GPSEG_ROW_FOR(p.activation.act, forward_row, scaled, A);
+  const Images& images = p.images;
+  const Tiling tiling(images, false);
+  const Scalars<A> scalars(p.activation);
+  const auto planes = GPSEG_ROW_FOR(p.activation.act, forward_planes, A);
+  const auto pixels = GPSEG_ROW_FOR(p.activation.act, forward_pixels, A);
+  const bool streams = Row<T>::streams(images.size());
   parallel_for(tiling.count(), tiling.grain(), [&](int64_t begin, int64_t end) {
     const int64_t capacity = tiling.run_capacity();
     Scratch scratch;
-    Affine<A, scaled> affine(p, p.images, capacity, scratch);
-    A* x_buffer = scratch.take<A>(capacity);
+    Affine<A> affine(p, images, row_pixels(images.c), capacity, scratch);
+    A* x_buffer = Row<T>::buffer(capacity, scratch);
     A* y_buffer = scratch.take<A>(capacity);
     for (int64_t i = begin; i < end; ++i) {
-      for_each_run(p.images, tiling[i], [&](const Tile& run) {
-        const int64_t n = run.size(), at = offset_of(p.images, run);
+      for_each_run(images, tiling[i], [&](const Tile& run) {
+        const int64_t n = run.size(), at = offset_of(images, run);
         const A* x = Row<T>::read(static_cast<const T*>(p.x) + at, x_buffer, n);
         T* to = static_cast<T*>(p.y) + at;
-        A* y = Row<T>::target(to, y_buffer);
-        row(y, x, affine.scale(run), affine.shift(run), Scalars<A>(p.activation), n);
-        Row<T>::write(to, y, n);
+        A* y = Row<T>::target(to, y_buffer, streams);
+        if (images.channels_last) {
+          pixels(y, x, affine(run), scalars, n);
+        } else {
+          planes({y, run.pn}, {x, run.pn}, affine(run), scalars, run.cn, run.pn);
+        }
+        Row<T>::write(to, y, n, streams);
       });
+    }
+    if (streams) {
+      vectors::end_streaming();
     }
   });
 }
 
-// Sums of g over channels (per pixel), and of g and g * x over a tile's pixels (per channel); those
-// that are null are not taken. Runs are summed in the accumulation type, tiles in float64.
+// to[group][i] = sum over `rows` rows of from[group][row][i].
+template <class From, class To>
+void sum_rows(To* to, const From* from, int64_t groups, int64_t rows, int64_t columns) {
+  constexpr int64_t kColumns = 64;
+  const int64_t blocks = ceil_div(columns, kColumns);
+  const int64_t grain = ceil_div(kGrainElements, most(rows, 1) * kColumns);
+  parallel_for(groups * blocks, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t group = i / blocks, first = i % blocks * kColumns;
+      const int64_t n = least(kColumns, columns - first);
+      const From* row = from + group * rows * columns + first;
+      double totals[kColumns];
+      fill(totals, 0.0, n);
+      for (int64_t r = 0; r < rows; ++r) {
+        add(totals, row + r * columns, n);
+      }
+      for (int64_t j = 0; j < n; ++j) {
+        to[group * columns + first + j] = static_cast<To>(totals[j]);
+      }
+    }
+  });
+}
+
+// Partial sums [N, p_tiles, C] over a tile's pixels. They are in float64; channels last, where a
+// tile's go along rows, in the accumulation type until the tile is done.
 template <class A>
-class Sums {
+class TileSums {
  public:
-  // g, gx: partial sums [N, p_tiles, C]; pixels: [N, HW].
-  Sums(const Tiling& tiling, double* g, double* gx, A* pixels, Scratch& scratch)
-      : tiling_(tiling), g_(g), gx_(gx), pixels_(pixels), row_(scratch.take<A>(tiling.images.c)) {}
+  // to: null if nobody wants the sums; width: of a row.
+  TileSums(const Tiling& tiling, double* to, int64_t width, Scratch& scratch)
+      : tiling_(tiling),
+        to_(to),
+        width_(width),
+        unwanted_(to == nullptr ? scratch.take<double>(tiling.images.c) : nullptr),
+        row_(tiling.images.channels_last ? scratch.take<A>(width) : nullptr) {}
 
   void start(int64_t i) {
     const Tile t = tiling_[i];
-    at_ = (t.n * tiling_.p_tiles + tiling_.p_tile(i)) * tiling_.images.c;
-    if (g_ != nullptr) {
-      fill(g_ + at_ + t.c, 0.0, t.cn);
-    }
-    if (gx_ != nullptr) {
-      fill(gx_ + at_ + t.c, 0.0, t.cn);
-    }
-    if (pixels_ != nullptr) {
-      fill(pixels_ + t.n * tiling_.images.hw + t.p, A(0), t.pn);
+    at_ = to_ == nullptr ? unwanted_
+                         : to_ + (t.n * tiling_.p_tiles + tiling_.p_tile(i)) * tiling_.images.c;
+    fill(at_ + t.c, 0.0, t.cn);
+    if (row_ != nullptr) {
+      fill(row_, A(0), width_);
     }
   }
 
-  void add_run(const Tile& t, const A* g, const A* x) {
-    const bool channels_last = tiling_.images.channels_last;
-    if (g_ != nullptr) {
-      double* to = g_ + at_ + t.c;
-      if (channels_last) {
-        fill(row_, A(0), t.cn);
-        for (int64_t p = 0; p < t.pn; ++p) {
-          add(row_, g + p * t.cn, t.cn);
-        }
-        add(to, row_, t.cn);
-      } else {
-        for (int64_t c = 0; c < t.cn; ++c) {
-          to[c] += sum(g + c * t.pn, t.pn);
-        }
-      }
-    }
-    if (gx_ != nullptr) {
-      double* to = gx_ + at_ + t.c;
-      if (channels_last) {
-        fill(row_, A(0), t.cn);
-        for (int64_t p = 0; p < t.pn; ++p) {
-          add_product(row_, g + p * t.cn, x + p * t.cn, t.cn);
-        }
-        add(to, row_, t.cn);
-      } else {
-        for (int64_t c = 0; c < t.cn; ++c) {
-          to[c] += dot(g + c * t.pn, x + c * t.pn, t.pn);
-        }
-      }
-    }
-    if (pixels_ != nullptr) {
-      A* to = pixels_ + t.n * tiling_.images.hw + t.p;
-      if (channels_last) {
-        for (int64_t p = 0; p < t.pn; ++p) {
-          to[p] += static_cast<A>(sum(g + p * t.cn, t.cn));
-        }
-      } else {
-        for (int64_t c = 0; c < t.cn; ++c) {
-          add(to, g + c * t.pn, t.pn);
-        }
-      }
+  double* channels(const Tile& run) { return at_ + run.c; }
+  A* row() { return row_; }
+
+  void finish() {
+    const int64_t channels = tiling_.images.c;
+    for (int64_t i = 0; row_ != nullptr && to_ != nullptr && i < width_; i += channels) {
+      add(at_, row_ + i, channels);
     }
   }
 
  private:
   const Tiling& tiling_;
-  double* g_;
-  double* gx_;
-  A* pixels_;
+  double* to_;
+  int64_t width_;
+  double* unwanted_;
   A* row_;
-  int64_t at_ = 0;
+  double* at_ = nullptr;
 };
 
-// to[group][i] = sum over `rows` rows of from[group][row][i].
-template <class From, class To>
-void sum_rows(To* to, const From* from, int64_t groups, int64_t rows, int64_t columns) {
-  parallel_for(groups * columns, most(kTileElements / most(rows, 1), 1),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t i = begin; i < end; ++i) {
-                   const From* column = from + i / columns * rows * columns + i % columns;
-                   double total = 0;
-                   for (int64_t row = 0; row < rows; ++row) {
-                     total += static_cast<double>(column[row * columns]);
-                   }
-                   to[i] = static_cast<To>(total);
-                 }
-               });
-}
-
-template <class T, bool scaled>
+template <class T>
 void backward_tiles(const EpilogueBackward& p) {
   using A = Accumulate<T>;
   const Images& images = p.images;
-  const Tiling tiling(images, p.dnoise != nullptr);
-  const auto row = GPSEG_ROW_FOR(p.activation.act, backward_row, scaled, A);
+  const bool sums_pixels = p.dnoise != nullptr;
+  const Tiling tiling(images, sums_pixels);
+  const int64_t pixels_together = sums_pixels ? 1 : row_pixels(images.c);
+  const Scalars<A> scalars(p.activation);
+  const auto planes = sums_pixels ? GPSEG_ROW_FOR(p.activation.act, backward_planes, true, A)
+                                  : GPSEG_ROW_FOR(p.activation.act, backward_planes, false, A);
+  const auto pixels = sums_pixels ? GPSEG_ROW_FOR(p.activation.act, backward_pixels, true, A)
+                                  : GPSEG_ROW_FOR(p.activation.act, backward_pixels, false, A);
+  const bool streams = Row<T>::streams(images.size());
 
-  // partial sums of g and of g * x, [N, p_tiles, C]
+  // partial sums of g and of g * x, [N, p_tiles, C]; sums of g over channels, [N, HW]
   const int64_t partials = images.n * tiling.p_tiles * images.c;
-  const bool sums_noise = p.dnoise != nullptr && p.shared_noise && images.n != 1;
+  const bool shares_noise = sums_pixels && p.shared_noise && images.n != 1;
   Scratch sums_memory;
   double* partial_g = p.dbias == nullptr ? nullptr : sums_memory.take<double>(partials);
   double* partial_gx = p.dscale == nullptr ? nullptr : sums_memory.take<double>(partials);
-  A* pixels = sums_noise ? sums_memory.take<A>(images.n * images.hw) : static_cast<A*>(p.dnoise);
+  A* dnoise = shares_noise ? sums_memory.take<A>(images.n * images.hw) : static_cast<A*>(p.dnoise);
 
   parallel_for(tiling.count(), tiling.grain(), [&](int64_t begin, int64_t end) {
     const int64_t capacity = tiling.run_capacity();
     Scratch scratch;
-    Affine<A, scaled> affine(p, images, capacity, scratch);
-    Sums<A> sums(tiling, partial_g, partial_gx, pixels, scratch);
-    A* x_buffer = scratch.take<A>(capacity);
-    A* dy_buffer = scratch.take<A>(capacity);
-    A* g_buffer = scratch.take<A>(capacity);
+    Affine<A> affine(p, images, pixels_together, capacity, scratch);
+    TileSums<A> sums(tiling, partial_g, pixels_together * images.c, scratch);
+    TileSums<A> product_sums(tiling, partial_gx, pixels_together * images.c, scratch);
+    A* x_buffer = Row<T>::buffer(capacity, scratch);
+    A* dy_buffer = Row<T>::buffer(capacity, scratch);
     A* dx_buffer = scratch.take<A>(capacity);
     for (int64_t i = begin; i < end; ++i) {
+      const Tile tile = tiling[i];
       sums.start(i);
-      for_each_run(images, tiling[i], [&](const Tile& run) {
+      product_sums.start(i);
+      A* tile_pixels = sums_pixels ? dnoise + tile.n * images.hw + tile.p : nullptr;
+      if (sums_pixels) {
+        fill(tile_pixels, A(0), tile.pn);
+      }
+      for_each_run(images, tile, [&](const Tile& run) {
         const int64_t n = run.size(), at = offset_of(images, run);
         const A* x = Row<T>::read(static_cast<const T*>(p.x) + at, x_buffer, n);
         const A* dy = Row<T>::read(static_cast<const T*>(p.dy) + at, dy_buffer, n);
-        const A* scale = affine.scale(run);
         T* to = static_cast<T*>(p.dx) + at;
-        A* dx = Row<T>::target(to, dx_buffer);
-        A* g = scaled ? g_buffer : dx;
-        row(g, dy, x, scale, affine.shift(run), Scalars<A>(p.activation), n);
-        sums.add_run(run, g, x);
-        if constexpr (scaled) {
-#pragma omp simd
-          for (int64_t j = 0; j < n; ++j) {
-            dx[j] = scale[j] * g[j];
-          }
+        A* dx = Row<T>::target(to, dx_buffer, streams);
+        A* run_pixels = sums_pixels ? tile_pixels + (run.p - tile.p) : nullptr;
+        if (images.channels_last) {
+          pixels(dx, dy, x, affine(run), scalars, n, sums.row(), product_sums.row(), run_pixels);
+        } else {
+          planes(dx, dy, x, affine(run), scalars, run.cn, run.pn, sums.channels(run),
+                 product_sums.channels(run), run_pixels);
         }
-        Row<T>::write(to, dx, n);
+        Row<T>::write(to, dx, n, streams);
       });
+      sums.finish();
+      product_sums.finish();
+    }
+    if (streams) {
+      vectors::end_streaming();
     }
   });
 
@@ -454,8 +559,8 @@ void backward_tiles(const EpilogueBackward& p) {
   if (p.dscale != nullptr) {
     sum_rows(static_cast<A*>(p.dscale), partial_gx, images.n, tiling.p_tiles, images.c);
   }
-  if (sums_noise || (p.dnoise != nullptr && images.c == 0)) {
-    sum_rows(static_cast<A*>(p.dnoise), pixels, p.shared_noise ? 1 : images.n,
+  if (shares_noise || (sums_pixels && images.c == 0)) {
+    sum_rows(static_cast<A*>(p.dnoise), dnoise, p.shared_noise ? 1 : images.n,
              images.c == 0 ? 0 : images.n, images.hw);
   }
 }
@@ -465,19 +570,30 @@ void double_backward_tiles(const EpilogueDoubleBackward& p) {
   using A = Accumulate<T>;
   const Images& images = p.images;
   const Tiling tiling(images, false);
-  const auto row = GPSEG_ROW_FOR(p.activation.act, double_backward_row, A);
+  const int64_t pixels_together = row_pixels(images.c), width = pixels_together * images.c;
+  const Scalars<A> scalars(p.activation);
+  const auto planes = GPSEG_ROW_FOR(p.activation.act, double_backward_planes, A);
+  const auto pixels = GPSEG_ROW_FOR(p.activation.act, double_backward_pixels, A);
+  const bool streams = Row<T>::streams(images.size());
   const int64_t partials = images.n * tiling.p_tiles * images.c;
   Scratch sums_memory;
   double* partial = p.d2bias == nullptr ? nullptr : sums_memory.take<double>(partials);
 
+  // ddbias as a row, channels last, else per channel
+  const auto* given_ddbias = static_cast<const A*>(p.ddbias);
+  A* ddbias = sums_memory.take<A>(width);
+  fill(ddbias, A(0), width);
+  if (given_ddbias != nullptr) {
+    repeat(ddbias, given_ddbias, images.c, pixels_together);
+  }
+
   parallel_for(tiling.count(), tiling.grain(), [&](int64_t begin, int64_t end) {
     const int64_t capacity = tiling.run_capacity();
     Scratch scratch;
-    Affine<A, false> affine(p, images, capacity, scratch);
-    Sums<A> sums(tiling, partial, nullptr, nullptr, scratch);
-    Spread<A> dd(scratch.take<A>(capacity));
-    A* x_buffer = scratch.take<A>(capacity);
-    A* dy_buffer = scratch.take<A>(capacity);
+    Affine<A> affine(p, images, pixels_together, capacity, scratch);
+    TileSums<A> sums(tiling, partial, width, scratch);
+    A* x_buffer = Row<T>::buffer(capacity, scratch);
+    A* dy_buffer = Row<T>::buffer(capacity, scratch);
     A* ddx_buffer = scratch.take<A>(capacity);
     A* ddy_buffer = scratch.take<A>(capacity);
     A* d2x_buffer = scratch.take<A>(capacity);
@@ -493,16 +609,23 @@ void double_backward_tiles(const EpilogueDoubleBackward& p) {
         const A* ddx = p.ddx == nullptr
                            ? ddx_buffer
                            : Row<T>::read(static_cast<const T*>(p.ddx) + at, ddx_buffer, n);
-        const A* ddbias = dd.channels(images, run, static_cast<const A*>(p.ddbias), A(0), 0);
         T* ddy_to = static_cast<T*>(p.ddy) + at;
         T* d2x_to = static_cast<T*>(p.d2x) + at;
-        A* ddy = Row<T>::target(ddy_to, ddy_buffer);
-        A* d2x = Row<T>::target(d2x_to, d2x_buffer);
-        row(ddy, d2x, ddx, ddbias, dy, x, affine.shift(run), Scalars<A>(p.activation), n);
-        sums.add_run(run, d2x, x);
-        Row<T>::write(ddy_to, ddy, n);
-        Row<T>::write(d2x_to, d2x, n);
+        A* ddy = Row<T>::target(ddy_to, ddy_buffer, streams);
+        A* d2x = Row<T>::target(d2x_to, d2x_buffer, streams);
+        if (images.channels_last) {
+          pixels(ddy, d2x, ddx, ddbias, dy, x, affine(run), scalars, n, sums.row());
+        } else {
+          planes(ddy, d2x, ddx, ddbias + run.c, dy, x, affine(run), scalars, run.cn, run.pn,
+                 sums.channels(run));
+        }
+        Row<T>::write(ddy_to, ddy, n, streams);
+        Row<T>::write(d2x_to, d2x, n, streams);
       });
+      sums.finish();
+    }
+    if (streams) {
+      vectors::end_streaming();
     }
   });
   if (p.d2bias != nullptr) {

@@ -7,10 +7,16 @@
 // a row padded with zeros that stays in the cache; then those along x over shifts of that row. For
 // decimation that row is dealt out into its phases, and for upsampling the output's phases are
 // interleaved, so that every sum has unit stride and no inserted zero is ever touched.
+//
+// Where planes are narrow, the same row of several of them makes one: each plane has a cell of it,
+// wide enough for the zeros between it and the next.
 
 constexpr int64_t kTapsAtOnce = 6;
 // Long rows are cut so that what one output row needs stays in the cache.
-constexpr int64_t kFirRowElements = 16384;
+constexpr int64_t kFirRowElements = 4096;
+// Rows of fewer elements are taken together until they make up so many.
+constexpr int64_t kNarrowRow = 128;
+constexpr int64_t kJoinedRow = 1024;
 // Columns of fewer elements are not worth a loop each.
 constexpr int64_t kFewElements = 16;
 
@@ -139,18 +145,42 @@ class RowCache {
   int64_t* numbers_;
 };
 
-// One thread's share of a call: output rows [begin, end) of all planes.
+// Planes that are filtered together, and how.
+struct Cells {
+  int64_t planes;   // of one sample
+  int64_t periods;  // of a cell's output; the last ones may be nobody's
+
+  Cells(const Upfirdn2d& p, const PhasesView& x) {
+    const int64_t span = x.highest_index - x.lowest_index + 1;
+    const int64_t needed = ceil_div(p.x.out, x.period);
+    const int64_t width = most(p.x.out, p.x.in);
+    planes = 1;
+    periods = needed;
+    if (!p.channels_last && width < kNarrowRow && p.c > 1 && needed > 0) {
+      periods = ceil_div((needed - 1) * x.step + span, x.step);
+      planes = most(1, least(p.c, kJoinedRow / (periods * most(x.step, x.period))));
+      periods = planes == 1 ? needed : periods;
+    }
+  }
+
+  int64_t batches(const Upfirdn2d& p) const { return ceil_div(p.channels_last ? 1 : p.c, planes); }
+};
+
+// One thread's share of a call: output rows [begin, end) of all batches of planes.
 template <class T, bool fused>
 class Fir {
   using A = Accumulate<T>;
 
  public:
-  Fir(const Upfirdn2d& p, const FirView& plan)
+  Fir(const Upfirdn2d& p, const FirView& plan, const Cells& cells)
       : p_(p),
         plan_(plan),
+        cells_(cells),
+        streams_(Row<T>::streams(p.n * p.c * p.y.out * p.x.out)),
         inner_(p.channels_last ? p.c : 1),
-        periods_(most(
-            1, least(ceil_div(p.x.out, plan.x.period), kFirRowElements / (plan.x.step * inner_)))),
+        periods_(cells.planes > 1
+                     ? cells.planes * cells.periods
+                     : most(1, least(cells.periods, kFirRowElements / (plan.x.step * inner_)))),
         columns_((periods_ - 1) * plan.x.step + plan.x.highest_index - plan.x.lowest_index + 1),
         phase_size_((ceil_div(columns_, plan.x.step)) * inner_),
         output_phase_size_(periods_ * inner_),
@@ -168,25 +198,34 @@ class Fir {
         taps_y_(scratch_.take<A>(plan.y.most_taps)),
         counts_(scratch_.take<int64_t>(plan.x.period)),
         images_{p.n, p.c, p.y.out * p.x.out, p.channels_last},
-        affine_(fused ? *p.epilogue : Epilogue{}, images_, plan.x.period * output_phase_size_,
-                scratch_) {}
+        affine_(fused ? *p.epilogue : Epilogue{}, fused ? images_ : Images{},
+                fused ? row_pixels(p.c) : 0, plan.x.period * output_phase_size_, scratch_) {}
 
   void run(int64_t begin, int64_t end) {
+    const int64_t batches = cells_.batches(p_);
     while (begin < end) {
-      plane_ = begin / p_.y.out;
-      const int64_t stop = least(end, (plane_ + 1) * p_.y.out);
+      const int64_t batch = begin / p_.y.out, planes = p_.channels_last ? 1 : p_.c;
+      const int64_t first = batch % batches * cells_.planes;
+      plane_ = batch / batches * planes + first;
+      planes_ = least(cells_.planes, planes - first);
+      const int64_t stop = least(end, (batch + 1) * p_.y.out);
       for (int64_t j = 0; j * plan_.x.period < p_.x.out; j += periods_) {
         start_tile(j);
         for (int64_t row = begin; row < stop; ++row) {
-          filter_row(row - plane_ * p_.y.out);
+          filter_row(row - batch * p_.y.out);
         }
       }
       begin = stop;
     }
+    if (streams_) {
+      vectors::end_streaming();
+    }
   }
 
  private:
+  bool joins() const { return cells_.planes > 1; }
   int64_t prepared_size() const { return plan_.x.step * phase_size_; }
+  int64_t cell_columns() const { return cells_.periods * plan_.x.step; }
 
   // Sets out for output columns from period j on.
   void start_tile(int64_t j) {
@@ -195,9 +234,17 @@ class Fir {
     const int64_t lowest = j * plan_.x.step + plan_.x.lowest_index;
     in_begin_ = least(most(lowest, 0), p_.x.in);
     in_count_ = most(least(lowest + columns_, p_.x.in) - in_begin_, 0);
+    if (joins()) {
+      in_count_ = least(in_count_, most(lowest + cell_columns() - in_begin_, 0));
+    }
     margin_ = in_count_ > 0 ? in_begin_ - lowest : 0;
     sources_.clear();
-    if (plan_.x.step > 1) {
+    if (joins()) {
+      fill(stage_, A(0), columns_);
+      for (int64_t i = 0; i < sources_.slots(); ++i) {
+        fill(sources_.slot(i), A(0), plan_.separable ? columns_ : prepared_size());
+      }
+    } else if (plan_.x.step > 1) {
       clear_margins(stage_);
     } else if (plan_.separable) {
       clear_margins(prepared_);
@@ -229,12 +276,11 @@ class Fir {
     return prepared + i % plan_.x.step * phase_size_ + i / plan_.x.step * inner_;
   }
 
-  // A row padded with zeros and dealt out into phases; write(row) fills in the part inside of the
-  // image.
+  // A row padded with zeros and dealt out into phases; write(row) writes it, but for the zeros.
   template <class Write>
   void prepare(A* prepared, const Write& write) {
     A* padded = plan_.x.step == 1 ? prepared : stage_;
-    write(padded + margin_ * inner_);
+    write(padded);
     for (int64_t d = 0; plan_.x.step > 1 && d < plan_.x.step; ++d) {
       copy_columns(prepared + d * phase_size_, 1, padded + d * inner_, plan_.x.step,
                    ceil_div(columns_ - d, plan_.x.step), inner_);
@@ -246,37 +292,52 @@ class Fir {
            ((plane_ * p_.y.in + y) * p_.x.in + in_begin_) * inner_;
   }
 
+  // Input row `in` of each plane, where a padded row has it.
+  void read_rows(A* padded, int64_t in) {
+    widen<T, A>({padded + margin_ * inner_, cell_columns()}, {input_row(in), p_.y.in * p_.x.in},
+                planes_, in_count_ * inner_);
+  }
+
   void filter_row(int64_t y) {
     const int64_t first_row = y / plan_.y.period * plan_.y.step, r = y % plan_.y.period;
     const int64_t begin = plan_.y.first[r], end = plan_.y.first[r + 1];
-    const int64_t n = in_count_ * inner_;
     if (plan_.separable) {
       int64_t count = 0;
       for (int64_t t = begin; t < end; ++t) {
         const int64_t in = first_row + plan_.y.index[t];
         if (in >= 0 && in < p_.y.in) {
-          rows_y_[count] = source_row(in, n);
+          rows_y_[count] = source_row(in);
           taps_y_[count++] = static_cast<A>(plan_.taps_y[plan_.y.tap[t]]);
         }
       }
-      prepare(prepared_, [&](A* row) { fir(row, rows_y_, taps_y_, count, n); });
+      prepare(prepared_, [&](A* row) {
+        if (joins()) {
+          fir(row, rows_y_, taps_y_, count, columns_);
+        } else {
+          fir(row + margin_ * inner_, rows_y_, taps_y_, count, in_count_ * inner_);
+        }
+      });
     } else {
-      gather_taps(first_row, begin, end, n);
+      gather_taps(first_row, begin, end);
     }
     write_row(y);
   }
 
-  // An input row in the accumulation type.
-  const A* source_row(int64_t in, int64_t n) {
+  // An input row in the accumulation type; a padded one where planes are joined.
+  const A* source_row(int64_t in) {
+    if (joins()) {
+      return sources_.get(in, [&](A* row) { read_rows(row, in); });
+    }
     if constexpr (Row<T>::in_place) {
       return input_row(in);
     } else {
-      return sources_.get(in, [&](A* row) { Row<T>::read(input_row(in), row, n); });
+      return sources_.get(in,
+                          [&](A* row) { Row<T>::read(input_row(in), row, in_count_ * inner_); });
     }
   }
 
   // Taps of both axes at once, for a filter that is no product.
-  void gather_taps(int64_t first_row, int64_t begin, int64_t end, int64_t n) {
+  void gather_taps(int64_t first_row, int64_t begin, int64_t end) {
     int64_t count = 0;
     for (int64_t r = 0; r < plan_.x.period; ++r) {
       const int64_t before = count;
@@ -285,14 +346,8 @@ class Fir {
         if (in < 0 || in >= p_.y.in) {
           continue;
         }
-        const A* prepared = sources_.get(in, [&](A* slot) {
-          prepare(slot, [&](A* row) {
-            const A* from = Row<T>::read(input_row(in), row, n);
-            if (from != row) {
-              copy(row, from, n);
-            }
-          });
-        });
+        const A* prepared =
+            sources_.get(in, [&](A* slot) { prepare(slot, [&](A* row) { read_rows(row, in); }); });
         for (int64_t tx = plan_.x.first[r]; tx < plan_.x.first[r + 1]; ++tx) {
           rows_[count] = column(prepared, plan_.x.index[tx]);
           taps_[count++] =
@@ -308,36 +363,49 @@ class Fir {
     const int64_t n = out_count_ * inner_;
     const int64_t at = ((plane_ * p_.y.out + y) * p_.x.out + out_begin_) * inner_;
     T* to = static_cast<T*>(p_.output) + at;
-    if constexpr (fused) {
-      filter_columns(output_);
-      const int64_t p = y * p_.x.out + out_begin_;
-      const Tile tile = p_.channels_last ? Tile{plane_, 0, p_.c, p, out_count_}
-                                         : Tile{plane_ / p_.c, plane_ % p_.c, 1, p, out_count_};
-      if (p_.filtered != nullptr) {
-        Row<T>::write(static_cast<T*>(p_.filtered) + at, output_, n);
-      }
-      A* activated = Row<T>::target(to, activated_);
-      activate_(activated, output_, affine_.scale(tile), affine_.shift(tile), scalars_, n);
-      Row<T>::write(to, activated, n);
+    if (!fused && !joins()) {
+      A* row = Row<T>::target(to, output_, streams_);
+      filter_columns(row, out_count_);
+      return Row<T>::write(to, row, n, streams_);
+    }
+    filter_columns(output_, joins() ? periods_ * plan_.x.period : out_count_);
+    const int64_t step = p_.y.out * p_.x.out, cell = cells_.periods * plan_.x.period;
+    if constexpr (!fused) {
+      return narrow<T, A>({to, step}, {output_, cell}, planes_, n, streams_);
     } else {
-      A* row = Row<T>::target(to, output_);
-      filter_columns(row);
-      Row<T>::write(to, row, n);
+      if (p_.filtered != nullptr) {
+        narrow<T, A>({static_cast<T*>(p_.filtered) + at, step}, {output_, cell}, planes_, n,
+                     streams_);
+      }
+      const int64_t p = y * p_.x.out + out_begin_;
+      if (p_.channels_last) {
+        A* activated = Row<T>::target(to, activated_, streams_);
+        activate_pixels_(activated, output_, affine_({plane_, 0, p_.c, p, out_count_}), scalars_,
+                         n);
+        return Row<T>::write(to, activated, n, streams_);
+      }
+      const Tile tile{plane_ / p_.c, plane_ % p_.c, planes_, p, out_count_};
+      if (Row<T>::in_place && !streams_) {
+        return activate_planes_({Row<T>::target(to, activated_), step}, {output_, cell},
+                                affine_(tile), scalars_, planes_, n);
+      }
+      activate_planes_({activated_, cell}, {output_, cell}, affine_(tile), scalars_, planes_, n);
+      narrow<T, A>({to, step}, {activated_, cell}, planes_, n, streams_);
     }
   }
 
-  void filter_columns(A* to) {
+  void filter_columns(A* to, int64_t columns) {
     const int64_t period = plan_.x.period;
     if (period == 1) {
-      return fir(to, rows_, taps_, counts_[0], out_count_ * inner_);
+      return fir(to, rows_, taps_, counts_[0], columns * inner_);
     }
-    if (period == 2 && inner_ == 1 && out_count_ % 2 == 0 && counts_[0] == counts_[1] &&
-        filter_pairs(to)) {
+    if (period == 2 && inner_ == 1 && columns % 2 == 0 && counts_[0] == counts_[1] &&
+        filter_pairs(to, columns / 2)) {
       return;
     }
     int64_t before = 0;
     for (int64_t r = 0; r < period; ++r) {
-      const int64_t count = (out_count_ + period - 1 - r) / period;
+      const int64_t count = (columns + period - 1 - r) / period;
       A* phase = output_phases_ + r * output_phase_size_;
       fir(phase, rows_ + before, taps_ + before, counts_[r], count * inner_);
       copy_columns(to + r * inner_, period, phase, 1, count, inner_);
@@ -346,8 +414,7 @@ class Fir {
   }
 
   // False if there is no instance for this many taps.
-  bool filter_pairs(A* to) {
-    const int64_t n = out_count_ / 2;
+  bool filter_pairs(A* to, int64_t n) {
     switch (counts_[0]) {
       case 1:
         sum_taps_interleaved<1>(to, rows_, taps_, n);
@@ -368,9 +435,11 @@ class Fir {
 
   const Upfirdn2d& p_;
   const FirView& plan_;
+  Cells cells_;
+  bool streams_;
   Scratch scratch_;
   int64_t inner_;       // elements of a column
-  int64_t periods_;     // output periods of a tile
+  int64_t periods_;     // output periods of a tile, or of all cells
   int64_t columns_;     // input columns of a tile
   int64_t phase_size_;  // elements of one phase of a prepared row
   int64_t output_phase_size_;
@@ -387,12 +456,15 @@ class Fir {
   A* taps_y_;
   int64_t* counts_;
   Images images_;
-  Affine<A, true> affine_;
+  Affine<A> affine_;
   Scalars<A> scalars_{fused ? p_.epilogue->activation : Activation{}};
-  decltype(&forward_row<Act::linear, true, A>) activate_ =
-      fused ? GPSEG_ROW_FOR(p_.epilogue->activation.act, forward_row, true, A) : nullptr;
+  decltype(&forward_planes<Act::linear, A>) activate_planes_ =
+      fused ? GPSEG_ROW_FOR(p_.epilogue->activation.act, forward_planes, A) : nullptr;
+  decltype(&forward_pixels<Act::linear, A>) activate_pixels_ =
+      fused ? GPSEG_ROW_FOR(p_.epilogue->activation.act, forward_pixels, A) : nullptr;
 
-  int64_t plane_ = 0;
+  int64_t plane_ = 0;      // the batch's first
+  int64_t planes_ = 1;     // of the batch
   int64_t out_begin_ = 0;  // the tile's output columns
   int64_t out_count_ = 0;
   int64_t in_begin_ = 0;  // the tile's input columns that are inside of the image
@@ -402,13 +474,14 @@ class Fir {
 
 template <class T>
 void upfirdn2d_rows(const Upfirdn2d& p, const FirView& plan) {
-  const int64_t rows = (p.channels_last ? p.n : p.n * p.c) * p.y.out;
-  const int64_t row_size = most(1, p.x.out * (p.channels_last ? p.c : 1));
-  parallel_for(rows, ceil_div(kTileElements, row_size), [&](int64_t begin, int64_t end) {
+  const Cells cells(p, plan.x);
+  const int64_t rows = p.n * cells.batches(p) * p.y.out;
+  const int64_t row_size = most(1, p.x.out * (p.channels_last ? p.c : cells.planes));
+  parallel_for(rows, ceil_div(kGrainElements, row_size), [&](int64_t begin, int64_t end) {
     if (p.epilogue != nullptr) {
-      Fir<T, true>(p, plan).run(begin, end);
+      Fir<T, true>(p, plan, cells).run(begin, end);
     } else {
-      Fir<T, false>(p, plan).run(begin, end);
+      Fir<T, false>(p, plan, cells).run(begin, end);
     }
   });
 }

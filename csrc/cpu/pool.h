@@ -1,0 +1,27 @@
+// Memory for large results, kept for the next one.
+//
+// malloc maps large blocks afresh each time, and the first touch of their pages costs several times
+// what a kernel does.
+#pragma once
+
+#include <cstdint>
+
+namespace gpseg::pool {
+
+// At most so many bytes are kept: the environment variable GPSEG_CPU_CACHE_MB, default 256 MiB.
+int64_t limit();
+
+// Uninitialised memory for at least `bytes` > 0, aligned to huge pages; throws std::bad_alloc.
+void* take(int64_t bytes);
+
+// Takes back what `take(bytes)` gave. Blocks above the limit go back to the system, those kept
+// longest first.
+void give(void* block, int64_t bytes);
+
+// Bytes that are kept now.
+int64_t kept();
+
+// Gives all that is kept back to the system.
+void clear();
+
+}  // namespace gpseg::pool
