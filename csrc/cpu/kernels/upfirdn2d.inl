@@ -149,6 +149,7 @@ class RowCache {
 struct Cells {
   int64_t planes;   // of one sample
   int64_t periods;  // of a cell's output; the last ones may be nobody's
+  int64_t columns;  // of a cell that the output depends on
 
   Cells(const Upfirdn2d& p, const PhasesView& x) {
     const int64_t span = x.highest_index - x.lowest_index + 1;
@@ -156,8 +157,9 @@ struct Cells {
     const int64_t width = most(p.x.out, p.x.in);
     planes = 1;
     periods = needed;
+    columns = (needed - 1) * x.step + span;
     if (!p.channels_last && width < kNarrowRow && p.c > 1 && needed > 0) {
-      periods = ceil_div((needed - 1) * x.step + span, x.step);
+      periods = ceil_div(columns, x.step);
       planes = most(1, least(p.c, kJoinedRow / (periods * most(x.step, x.period))));
       periods = planes == 1 ? needed : periods;
     }
@@ -235,7 +237,7 @@ class Fir {
     in_begin_ = least(most(lowest, 0), p_.x.in);
     in_count_ = most(least(lowest + columns_, p_.x.in) - in_begin_, 0);
     if (joins()) {
-      in_count_ = least(in_count_, most(lowest + cell_columns() - in_begin_, 0));
+      in_count_ = least(in_count_, most(lowest + cells_.columns - in_begin_, 0));
     }
     margin_ = in_count_ > 0 ? in_begin_ - lowest : 0;
     sources_.clear();

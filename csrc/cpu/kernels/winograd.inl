@@ -446,7 +446,11 @@ void finish_tile(const OutputTile& t, int64_t first, const A* c, Scalars<A> s) {
         copy(t.c + to, from, kLanes);
       }
       if (t.partial != nullptr) {
-        add_product(product, from, t.factor + to, kLanes);
+        const A* factor = t.factor + to;
+#pragma omp simd
+        for (int i = 0; i < kLanes; ++i) {
+          product[i] += from[i] * factor[i];
+        }
       }
 #pragma omp simd
       for (int i = 0; i < kLanes; ++i) {
