@@ -70,6 +70,19 @@ def by_definition(x: Tensor, f: Tensor | None, options: dict[str, Any]) -> Tenso
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("width", [5, 10])
+@pytest.mark.parametrize("down", [2, 4])
+def test_columns_that_no_output_depends_on(width: int, down: int, backend: str) -> None:
+    """Fewer taps than the step, and pixels left over at the end of narrow rows."""
+    x = torch.randn(2, 3, 7, width, dtype=torch.float64)
+    f = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    padding = [2, -2, 1, 0]
+    want = textbook.upfirdn2d(x, f, down=down, padding=padding)
+    with ops.use_backend(backend):
+        assert relative_rms(ops.upfirdn2d(x, f, down=down, padding=padding), want) < 1e-9
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @settings(deadline=None, max_examples=60)
 @given(call=calls())
 def test_definition(backend: str, call: tuple[Tensor, Tensor | None, dict[str, Any]]) -> None:
