@@ -70,13 +70,20 @@ def by_definition(x: Tensor, f: Tensor | None, options: dict[str, Any]) -> Tenso
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("width", [5, 10])
-@pytest.mark.parametrize("down", [2, 4])
-def test_columns_that_no_output_depends_on(width: int, down: int, backend: str) -> None:
+@pytest.mark.parametrize(
+    ("size", "taps", "down", "padding"),
+    [
+        ((2, 2, 12, 3), (2,), 4, (2, -2, 5, 3)),
+        ((2, 3, 12, 10), (2,), 3, (1, -1, 1, 2)),
+        ((1, 8, 8, 7), (4, 1), 4, (2, -2, 0, 4)),
+        ((2, 3, 11, 5), (2, 1), 4, (2, 0, 4, -1)),
+    ],
+)
+def test_columns_that_no_output_depends_on(
+    size: tuple[int, ...], taps: tuple[int, ...], down: int, padding: Any, backend: str
+) -> None:
     """Fewer taps than the step, and pixels left over at the end of narrow rows."""
-    x = torch.randn(2, 3, 7, width, dtype=torch.float64)
-    f = torch.tensor([1.0, 3.0], dtype=torch.float64)
-    padding = [2, -2, 1, 0]
+    x, f = torch.randn(size, dtype=torch.float64), torch.rand(taps, dtype=torch.float64)
     want = textbook.upfirdn2d(x, f, down=down, padding=padding)
     with ops.use_backend(backend):
         assert relative_rms(ops.upfirdn2d(x, f, down=down, padding=padding), want) < 1e-9
