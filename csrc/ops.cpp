@@ -316,11 +316,13 @@ void fused_conv_op(const Tensor& x, const Tensor& weight, const OptionalTensor& 
 // What a convolution of x with a kernel of 3 x 3 taps takes; y has its result's size.
 WinogradInput winograd_input(const Tensor& x, const OptionalTensor& style, const Tensor& y,
                              int64_t stride, const std::vector<int64_t>& padding, bool transposed) {
-  const DType dtype = DType::float32;
+  const DType dtype = dtype_of(x);
   const int64_t n = x.size(0), in_c = x.size(1), out_c = y.size(1);
   const Resampling resampling = stride == 1  ? Resampling::none
                                 : transposed ? Resampling::up
                                              : Resampling::down;
+  STD_TORCH_CHECK(dtype == DType::float32 || (dtype == DType::bfloat16 && stride == 1),
+                  "gpseg: winograd serves float32, and bfloat16 with stride 1");
   STD_TORCH_CHECK(stride == 1 || stride == 2, "gpseg: winograd serves strides 1 and 2");
   STD_TORCH_CHECK(in_c % kWinogradChannels == 0 && out_c % kWinogradChannels == 0,
                   "gpseg: winograd serves channels in multiples of ", kWinogradChannels);
@@ -328,10 +330,11 @@ WinogradInput winograd_input(const Tensor& x, const OptionalTensor& style, const
                       (padding[0] == 0 && padding[1] == 0 && y.size(2) == 2 * x.size(2) + 1 &&
                        y.size(3) == 2 * x.size(3) + 1),
                   "gpseg: winograd serves transposed convolutions without padding");
-  // transposed, at stride 1, is the mirrored kernel, which reaches beyond the edge by what the other
-  // one leaves out
+  // transposed, at stride 1, is the mirrored kernel, which reaches beyond the edge by what the
+  // other one leaves out
   const bool mirrored = transposed && stride == 1;
-  return {resampling,
+  return {dtype,
+          resampling,
           n,
           x.size(2),
           x.size(3),
@@ -341,22 +344,22 @@ WinogradInput winograd_input(const Tensor& x, const OptionalTensor& style, const
           out_c,
           mirrored ? 2 - padding[0] : padding[0],
           mirrored ? 2 - padding[1] : padding[1],
-          static_cast<const float*>(memory("x", x, dtype, x.numel())),
-          static_cast<const float*>(memory("style", style, dtype, n * in_c))};
+          memory("x", x, dtype, x.numel()),
+          static_cast<const float*>(memory("style", style, DType::float32, n * in_c))};
 }
 
 // The taps of a kernel as torch's (transposed) convolution holds it, in any layout.
-template <class T>
-Taps<T> taps_of(const Tensor& weight, bool transposed, const WinogradInput& p) {
-  STD_TORCH_CHECK(dtype_of(weight) == DType::float32 && weight.dim() == 4 && weight.size(2) == 3 &&
+Taps taps_of(const Tensor& weight, bool transposed, const WinogradInput& p) {
+  STD_TORCH_CHECK(dtype_of(weight) == p.dtype && weight.dim() == 4 && weight.size(2) == 3 &&
                       weight.size(3) == 3 && weight.size(transposed ? 1 : 0) == p.out_c &&
                       weight.size(transposed ? 0 : 1) == p.in_c,
-                  "gpseg: winograd serves float32 kernels of 3 x 3");
+                  "gpseg: winograd serves kernels of 3 x 3");
   const int64_t o = weight.stride(transposed ? 1 : 0), i = weight.stride(transposed ? 0 : 1);
   const int64_t y = weight.stride(2), x = weight.stride(3);
-  T* start = static_cast<T*>(weight.data_ptr());
+  auto* start = static_cast<char*>(weight.data_ptr());
   const bool mirrored = transposed && p.resampling == Resampling::none;
-  return mirrored ? Taps<T>{start + 2 * (y + x), o, i, -y, -x} : Taps<T>{start, o, i, y, x};
+  const int64_t last = 2 * (y + x) * static_cast<int64_t>(weight.element_size());
+  return mirrored ? Taps{start + last, o, i, -y, -x} : Taps{start, o, i, y, x};
 }
 
 void winograd_conv_op(const Tensor& x, const Tensor& weight, const OptionalTensor& style,
@@ -365,26 +368,26 @@ void winograd_conv_op(const Tensor& x, const Tensor& weight, const OptionalTenso
                       const OptionalTensor& bias, const std::string& act, double alpha, double gain,
                       double clamp, const Tensor& y, const OptionalTensor& c,
                       const OptionalTensor& factor, const OptionalTensor& product) {
-  const DType dtype = DType::float32;
+  const DType dtype = dtype_of(x);
   const Images images{y.size(0), y.size(1), y.size(2) * y.size(3), true};
   const WinogradInput input = winograd_input(x, style, y, stride, padding, transposed);
-  winograd_conv({input, taps_of<const float>(weight, transposed, input),
-                 epilogue_of(dtype, images, d, noise, bias, act, alpha, gain, clamp),
-                 static_cast<float*>(result("y", y, dtype, images.size())),
-                 static_cast<float*>(result("c", c, dtype, images.size())),
-                 static_cast<const float*>(memory("factor", factor, dtype, images.size())),
-                 static_cast<float*>(result("product", product, dtype, images.n * images.c))});
+  winograd_conv(
+      {input, taps_of(weight, transposed, input),
+       epilogue_of(dtype, images, d, noise, bias, act, alpha, gain, clamp),
+       result("y", y, dtype, images.size()), result("c", c, dtype, images.size()),
+       memory("factor", factor, dtype, images.size()),
+       static_cast<float*>(result("product", product, DType::float32, images.n * images.c))});
 }
 
 void winograd_weight_grad_op(const Tensor& x, const OptionalTensor& style, const Tensor& dc,
                              const OptionalTensor& dc_style, int64_t stride,
                              const std::vector<int64_t>& padding, const Tensor& dweight) {
-  const DType dtype = DType::float32;
   const WinogradInput input = winograd_input(x, style, dc, stride, padding, false);
+  const int64_t styles = input.n * input.out_c;
   winograd_weight_grad(
-      {input, static_cast<const float*>(memory("dc", dc, dtype, dc.numel())),
-       static_cast<const float*>(memory("dc_style", dc_style, dtype, input.n * input.out_c)),
-       taps_of<float>(dweight, false, input)});
+      {input, memory("dc", dc, input.dtype, dc.numel()),
+       static_cast<const float*>(memory("dc_style", dc_style, DType::float32, styles)),
+       taps_of(dweight, false, input)});
 }
 
 #endif
@@ -433,7 +436,8 @@ GPSEG_DEFINE(GPSEG_LIBRARY, m) {
       "transposed, Tensor? d, Tensor? noise, Tensor? bias, " GPSEG_ACTIVATION
       ", Tensor(a!) y, Tensor(b!)? c, Tensor? factor, Tensor(c!)? product) -> ()");
   m.def(
-      "winograd_weight_grad(Tensor x, Tensor? style, Tensor dc, Tensor? dc_style, int stride, int[] "
+      "winograd_weight_grad(Tensor x, Tensor? style, Tensor dc, Tensor? dc_style, int stride, "
+      "int[] "
       "padding, Tensor(a!) dweight) -> ()");
 #endif
 }

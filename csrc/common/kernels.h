@@ -90,43 +90,43 @@ struct Upfirdn2d {
 // Of a convolution: stride 1, stride 2, or transposed with stride 2.
 enum class Resampling { none, down, up };
 
-// What a convolution with 3 x 3 taps takes: style * x. Float32, channels last, their numbers multiples
-// of kWinogradChannels.
+// What a convolution with 3 x 3 taps takes: style * x. Float32, or bfloat16 without resampling;
+// channels last, their numbers multiples of kWinogradChannels.
 struct WinogradInput {
+  DType dtype;
   Resampling resampling;
   int64_t n;
   int64_t in_h, in_w, in_c;
   int64_t out_h, out_w, out_c;
   int64_t pad_y, pad_x;  // zeros before the first row and column; none for `up`, whose output is
                          // 2 in_h + 1 by 2 in_w + 1
-  const float* x;
+  const void* x;
   const float* style;  // [N, in_c] or null
 };
 
 // Where a kernel's numbers lie: the top left tap from input channel 0 to output channel 0, and how
-// far apart output and input channels, rows and columns are.
-template <class T>
+// far apart, in elements, output and input channels, rows and columns are.
 struct Taps {
-  T* start;
+  void* start;
   int64_t o, i, y, x;
 };
 
 // c = conv(weight, style * x) and y = epilogue(c).
 struct WinogradConv : WinogradInput {
-  Taps<const float> weight;
+  Taps weight;
   Epilogue epilogue;  // its x is not read, its images are the output's
-  float* y;
-  float* c;             // written too if not null
-  const float* factor;  // as y, or null
-  float* product;       // [N, out_c], the sum over pixels of c * factor; only with a factor
+  void* y;
+  void* c;             // written too if not null
+  const void* factor;  // as y, or null
+  float* product;      // [N, out_c], the sum over pixels of c * factor; only with a factor
 };
 
-// Gradient of <c, dc_style * dc> with respect to weight; not for `up`, which is `down` with its input and
-// output swapped.
+// Gradient of <c, dc_style * dc> with respect to weight; not for `up`, which is `down` with its
+// input and output swapped.
 struct WinogradWeightGrad : WinogradInput {
-  const float* dc;
+  const void* dc;
   const float* dc_style;  // [N, out_c] or null
-  Taps<float> dweight;
+  Taps dweight;
 };
 
 constexpr int64_t kWinogradChannels = 16;

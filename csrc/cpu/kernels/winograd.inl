@@ -22,6 +22,23 @@ constexpr float kFar2 = kFar * kFar;
 GPSEG_INLINE Vec at(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 GPSEG_INLINE void put(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 
+typedef uint32_t Bits __attribute__((vector_size(GPSEG_VECTOR_BYTES)));
+typedef uint16_t Halves __attribute__((vector_size(GPSEG_VECTOR_BYTES / 2), aligned(2), may_alias));
+
+GPSEG_INLINE Vec at(const BFloat16* p) {
+  const Bits bits = __builtin_convertvector(*reinterpret_cast<const Halves*>(p), Bits);
+  return reinterpret_cast<Vec>(bits << 16);
+}
+
+// As `store` in dtype.h.
+GPSEG_INLINE void put(BFloat16* p, Vec v) {
+  const Bits bits = reinterpret_cast<Bits>(v);
+  const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const Bits nan = (bits >> 16) | 0x40u;
+  const Bits both = (bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded;
+  *reinterpret_cast<Halves*>(p) = __builtin_convertvector(both, Halves);
+}
+
 // Each form of convolution, along one axis:
 //
 //   transform_patch     v = Bt d, `products` numbers from a patch of the input
@@ -93,7 +110,8 @@ struct Plain {
   }
 };
 
-// y[i] = sum of w[k] x[2 i + k]: even inputs meet two taps, F(4, 2), odd ones one: 9 products for 12.
+// y[i] = sum of w[k] x[2 i + k]: even inputs meet two taps, F(4, 2), odd ones one: 9 products
+// for 12.
 struct Down {
   static constexpr int patch = 9, products = 9, tile = 4, in_step = 8, out_step = 4, lead = 0;
   static constexpr float near = 1 / (2 * kNear * (kNear2 - kFar2));
@@ -152,12 +170,14 @@ struct Down {
   static GPSEG_INLINE void gather_taps(const Vec* u, int us, Vec* w, int ws) {
     w[0] = near * (u[0] - u[us]) + far * (u[2 * us] - u[3 * us]);
     w[ws] = (u[5 * us] + u[6 * us]) + (u[7 * us] + u[8 * us]);
-    w[2 * ws] = (near * kNear) * (u[0] + u[us]) + (far * kFar) * (u[2 * us] + u[3 * us]) + u[4 * us];
+    w[2 * ws] =
+        (near * kNear) * (u[0] + u[us]) + (far * kFar) * (u[2 * us] + u[3 * us]) + u[4 * us];
   }
 };
 
-// y[2 i + k] = sum of w[k] x[i], a transposed convolution: even outputs take two taps, F(5, 2), odd ones
-// one: 10 products for 12. A tile's last output is the next one's first; only the last tile writes it.
+// y[2 i + k] = sum of w[k] x[i], a transposed convolution: even outputs take two taps, F(5, 2), odd
+// ones one: 10 products for 12. A tile's last output is the next one's first; only the last tile
+// writes it.
 struct Up {
   static constexpr int patch = 6, products = 10, tile = 9, in_step = 4, out_step = 8, lead = 1;
 
@@ -217,12 +237,12 @@ struct TileGrid {
 };
 
 // Pixels [y, y + side) x [x, x + side) of an image [h, w, channels]: zeros where they are outside.
-template <int side>
-void find_pixels(const float** pixels, const float* image, int64_t h, int64_t w, int64_t channels,
-                 int64_t y, int64_t x, const float* zeros) {
+template <int side, class T>
+void find_pixels(const T** pixels, const T* image, int64_t h, int64_t w, int64_t channels,
+                 int64_t y, int64_t x, const T* zeros) {
   for (int64_t i = 0; i < side; ++i) {
     const bool row_inside = y + i >= 0 && y + i < h;
-    const float* row = image + ((y + i) * w + x) * channels;
+    const T* row = image + ((y + i) * w + x) * channels;
     for (int64_t j = 0; j < side; ++j) {
       const bool inside = row_inside && x + j >= 0 && x + j < w;
       pixels[i * side + j] = inside ? row + j * channels : zeros;
@@ -255,21 +275,21 @@ struct Kernels {
 };
 
 // Vector number `vector` of U's columns, all input channels of it.
-template <class Form>
+template <class Form, class T>
 void transform_weight(const WinogradConv& p, const Kernels& u, int64_t vector) {
   const int64_t panel = vector / kPanel;
   const int64_t width = u.width(panel) * kLanes;
   float* to = u.panel(0, panel) + vector % kPanel * kLanes;
-  const float* from = p.weight.start + vector * kLanes * p.weight.o;
+  const T* from = static_cast<const T*>(p.weight.start) + vector * kLanes * p.weight.o;
   // a few input channels at a time, brought into the vectors' order where they are not
   constexpr int64_t kAtOnce = 16;
   float taps[9 * kAtOnce * kLanes];
   for (int64_t first = 0; first < p.in_c; first += kAtOnce) {
     for (int64_t tap = 0; tap < 9; ++tap) {
-      const float* w = from + first * p.weight.i + tap / 3 * p.weight.y + tap % 3 * p.weight.x;
+      const T* w = from + first * p.weight.i + tap / 3 * p.weight.y + tap % 3 * p.weight.x;
       for (int64_t lane = 0; lane < kLanes; ++lane) {
         for (int64_t i = 0; i < kAtOnce; ++i) {
-          taps[(tap * kAtOnce + i) * kLanes + lane] = w[lane * p.weight.o + i * p.weight.i];
+          taps[(tap * kAtOnce + i) * kLanes + lane] = load(w[lane * p.weight.o + i * p.weight.i]);
         }
       }
     }
@@ -310,13 +330,14 @@ struct Matrices {
 };
 
 // V: the transformed input of tile number `tile`, times the style, as row `to` of the matrices.
-template <class Form>
+template <class Form, class T>
 void transform_input(const WinogradInput& p, const TileGrid& grid, int64_t tile, const Matrices& v,
-                     int64_t to, const float* zeros) {
+                     int64_t to, const T* zeros) {
   constexpr int patch = Form::patch, products = Form::products;
   const int64_t n = grid.image(tile);
-  const float* pixels[patch * patch];
-  find_pixels<patch>(pixels, p.x + n * p.in_h * p.in_w * p.in_c, p.in_h, p.in_w, p.in_c,
+  const T* pixels[patch * patch];
+  const T* image = static_cast<const T*>(p.x) + n * p.in_h * p.in_w * p.in_c;
+  find_pixels<patch>(pixels, image, p.in_h, p.in_w, p.in_c,
                      grid.y(tile) * Form::in_step - Form::lead - p.pad_y,
                      grid.x(tile) * Form::in_step - Form::lead - p.pad_x, zeros);
   const Vec one = Vec{} + 1.0f;
@@ -414,10 +435,11 @@ inline void multiply_panel(const Kernels& u, const Matrices& v, const Matrices& 
 }
 
 // One tile of the output, from its first channel and pixel on; what is null is not there.
+template <class T>
 struct OutputTile {
-  float* y;
-  float* c;
-  const float* factor;
+  T* y;
+  T* c;
+  const T* factor;
   float* partial;  // the tile's share of `product`
   const float* scale;
   const float* bias;
@@ -429,8 +451,8 @@ struct OutputTile {
 };
 
 // The epilogue of kLanes channels from number `first` on: c is [tile, tile, kLanes].
-template <Act act, int tile, class A>
-void finish_tile(const OutputTile& t, int64_t first, const A* c, Scalars<A> s) {
+template <Act act, int tile, class T, class A>
+void finish_tile(const OutputTile<T>& t, int64_t first, const A* c, Scalars<A> s) {
   A product[kLanes] = {};
   A scale[kLanes], bias[kLanes];
   for (int i = 0; i < kLanes; ++i) {
@@ -443,13 +465,13 @@ void finish_tile(const OutputTile& t, int64_t first, const A* c, Scalars<A> s) {
       const A* from = c + (y * tile + x) * kLanes;
       const A noise = t.noise == nullptr ? A(0) : t.noise[pixel];
       if (t.c != nullptr) {
-        copy(t.c + to, from, kLanes);
+        put(t.c + to, at(from));
       }
       if (t.partial != nullptr) {
-        const A* factor = t.factor + to;
+        const T* factor = t.factor + to;
 #pragma omp simd
         for (int i = 0; i < kLanes; ++i) {
-          product[i] += from[i] * factor[i];
+          product[i] += from[i] * load(factor[i]);
         }
       }
 #pragma omp simd
@@ -457,7 +479,7 @@ void finish_tile(const OutputTile& t, int64_t first, const A* c, Scalars<A> s) {
         const A u = scale[i] * from[i] + (bias[i] + noise);
         const A v = s.gain * activate<act>(u, s.alpha).value;
         const A high = v > s.clamp ? s.clamp : v;
-        t.y[to + i] = high < -s.clamp ? -s.clamp : high;
+        store(t.y + to + i, high < -s.clamp ? -s.clamp : high);
       }
     }
   }
@@ -473,29 +495,30 @@ int64_t extent(int64_t first, int64_t end) {
 }
 
 // What becomes of M's row number `row`, which is tile number `tile`.
-template <class Form>
+template <class Form, class T>
 void transform_output(const WinogradConv& p, const TileGrid& grid, const Matrices& m, int64_t row,
                       int64_t tile, float* partial) {
   constexpr int products = Form::products, side = Form::tile;
   const Epilogue& e = p.epilogue;
-  const auto finish = GPSEG_ROW_FOR(e.activation.act, finish_tile, side, float);
+  const auto finish = GPSEG_ROW_FOR(e.activation.act, finish_tile, side, T, float);
   const Scalars<float> scalars(e.activation);
   const int64_t n = grid.image(tile), channels = p.out_c, pixels = p.out_h * p.out_w;
   const int64_t y0 = grid.y(tile) * Form::out_step, x0 = grid.x(tile) * Form::out_step;
   const int64_t pixel = y0 * p.out_w + x0, first = (n * pixels + pixel) * channels;
   const auto* noise = static_cast<const float*>(e.noise);
   const auto* scale = static_cast<const float*>(e.scale);
-  const OutputTile to{p.y + first,
-                      p.c == nullptr ? nullptr : p.c + first,
-                      p.factor == nullptr ? nullptr : p.factor + first,
-                      partial,
-                      scale == nullptr ? nullptr : scale + n * channels,
-                      static_cast<const float*>(e.bias),
-                      noise == nullptr ? nullptr : noise + (e.shared_noise ? 0 : n * pixels) + pixel,
-                      extent<Form>(y0, p.out_h),
-                      extent<Form>(x0, p.out_w),
-                      p.out_w,
-                      channels};
+  const OutputTile<T> to{
+      static_cast<T*>(p.y) + first,
+      p.c == nullptr ? nullptr : static_cast<T*>(p.c) + first,
+      p.factor == nullptr ? nullptr : static_cast<const T*>(p.factor) + first,
+      partial,
+      scale == nullptr ? nullptr : scale + n * channels,
+      static_cast<const float*>(e.bias),
+      noise == nullptr ? nullptr : noise + (e.shared_noise ? 0 : n * pixels) + pixel,
+      extent<Form>(y0, p.out_h),
+      extent<Form>(x0, p.out_w),
+      p.out_w,
+      channels};
   for (int64_t o = 0; o < channels; o += kLanes) {
     const float* from = m(0, row) + o;
     Vec half[side * products];
@@ -519,8 +542,8 @@ void transform_output(const WinogradConv& p, const TileGrid& grid, const Matrice
 }
 
 // Rows of V and M that a thread works on by itself: these floats of them stay near it in its
-// second-level cache; fewer rows than the least would go over U too often, so up to the most floats are
-// taken. If that does not do, all threads share matrices of the least rows and floats below.
+// second-level cache; fewer rows than the least would go over U too often, so up to the most floats
+// are taken. If that does not do, all threads share matrices of the least rows and floats below.
 constexpr int64_t kThreadFloats = 80 * 1024;
 constexpr int64_t kThreadMost = 208 * 1024;
 constexpr int64_t kThreadRows = 12;
@@ -528,6 +551,16 @@ constexpr int64_t kSharedFloats = 1024 * 1024;
 constexpr int64_t kSharedRows = 72;
 
 inline int64_t rounded_rows(int64_t rows) { return ceil_div(rows, kRows) * kRows; }
+
+// What stands for pixels outside of the image.
+template <class T>
+const T* zeroed(int64_t channels, Scratch& scratch) {
+  T* zeros = scratch.take<T>(channels);
+  for (int64_t c = 0; c < channels; ++c) {
+    zeros[c] = T{};
+  }
+  return zeros;
+}
 
 // V and the matrices that go with it, in one block.
 struct Pair {
@@ -542,7 +575,7 @@ struct Pair {
         other(memory.data() + products * v.plane, rows, other_columns) {}
 };
 
-template <class Form>
+template <class Form, class T>
 void convolve(const WinogradConv& p) {
   constexpr int64_t products = Form::products * Form::products;
   const TileGrid grid = TileGrid::of(p, Form{});
@@ -552,20 +585,20 @@ void convolve(const WinogradConv& p) {
   const Kernels u(kernels.data(), p);
   const Workspace partial(p.product == nullptr ? 0 : tiles * p.out_c);
   Scratch scratch;
-  float* zeros = scratch.take<float>(p.in_c);
-  fill(zeros, 0.0f, p.in_c);
+  const T* zeros = zeroed<T>(p.in_c, scratch);
   const auto partial_of = [&](int64_t tile) {
     return p.product == nullptr ? nullptr : partial.data() + tile * p.out_c;
   };
 
   parallel_for(p.out_c / kLanes, 1, [&](int64_t begin, int64_t end) {
     for (int64_t column = begin; column < end; ++column) {
-      transform_weight<Form>(p, u, column);
+      transform_weight<Form, T>(p, u, column);
     }
   });
 
   if (kThreadRows * tile_floats <= kThreadMost) {
-    const int64_t few = most(rounded_rows(ceil_div(tiles, 16)), kThreadRows);  // for every thread some
+    const int64_t few =
+        most(rounded_rows(ceil_div(tiles, 16)), kThreadRows);  // for every thread some
     const int64_t rows = least(most(kThreadFloats / tile_floats / kRows * kRows, kThreadRows), few);
     parallel_for(ceil_div(tiles, rows), 1, [&](int64_t begin, int64_t end) {
       const Pair matrices(products, rows, p.in_c, p.out_c);
@@ -573,7 +606,7 @@ void convolve(const WinogradConv& p) {
       for (int64_t block = begin; block < end; ++block) {
         const int64_t first = block * rows, count = least(rows, tiles - first);
         for (int64_t t = 0; t < count; ++t) {
-          transform_input<Form>(p, grid, first + t, v, t, zeros);
+          transform_input<Form, T>(p, grid, first + t, v, t, zeros);
         }
         for (int64_t product = 0; product < products; ++product) {
           for (int64_t panel = 0; panel < panels; ++panel) {
@@ -581,7 +614,7 @@ void convolve(const WinogradConv& p) {
           }
         }
         for (int64_t t = 0; t < count; ++t) {
-          transform_output<Form>(p, grid, m, t, first + t, partial_of(first + t));
+          transform_output<Form, T>(p, grid, m, t, first + t, partial_of(first + t));
         }
       }
     });
@@ -594,7 +627,7 @@ void convolve(const WinogradConv& p) {
       const int64_t count = least(rows, tiles - first);
       parallel_for(count, 1, [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t) {
-          transform_input<Form>(p, grid, first + t, v, t, zeros);
+          transform_input<Form, T>(p, grid, first + t, v, t, zeros);
         }
       });
       parallel_for(products * panels, 1, [&](int64_t begin, int64_t end) {
@@ -604,7 +637,7 @@ void convolve(const WinogradConv& p) {
       });
       parallel_for(count, 1, [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t) {
-          transform_output<Form>(p, grid, m, t, first + t, partial_of(first + t));
+          transform_output<Form, T>(p, grid, m, t, first + t, partial_of(first + t));
         }
       });
     }
@@ -615,26 +648,30 @@ void convolve(const WinogradConv& p) {
 }
 
 inline void winograd_conv(const WinogradConv& p) {
+  if (p.dtype == DType::bfloat16) {
+    return convolve<Plain, BFloat16>(p);
+  }
   switch (p.resampling) {
     case Resampling::none:
-      return convolve<Plain>(p);
+      return convolve<Plain, float>(p);
     case Resampling::down:
-      return convolve<Down>(p);
+      return convolve<Down, float>(p);
     case Resampling::up:
-      return convolve<Up>(p);
+      return convolve<Up, float>(p);
   }
 }
 
 // Z: the transformed gradient of tile number `tile` of the output, times its style, as row `to` of
 // the matrices.
-template <class Form>
+template <class Form, class T>
 void transform_gradient(const WinogradWeightGrad& p, const TileGrid& grid, int64_t tile,
-                        const Matrices& z, int64_t to, const float* zeros) {
+                        const Matrices& z, int64_t to, const T* zeros) {
   constexpr int side = Form::tile, products = Form::products;
   const int64_t n = grid.image(tile);
-  const float* pixels[side * side];
-  find_pixels<side>(pixels, p.dc + n * p.out_h * p.out_w * p.out_c, p.out_h, p.out_w, p.out_c,
-                    grid.y(tile) * Form::out_step, grid.x(tile) * Form::out_step, zeros);
+  const T* pixels[side * side];
+  const T* image = static_cast<const T*>(p.dc) + n * p.out_h * p.out_w * p.out_c;
+  find_pixels<side>(pixels, image, p.out_h, p.out_w, p.out_c, grid.y(tile) * Form::out_step,
+                    grid.x(tile) * Form::out_step, zeros);
   const Vec one = Vec{} + 1.0f;
   for (int64_t o = 0; o < p.out_c; o += kLanes) {
     Vec half[products * side];
@@ -688,7 +725,7 @@ inline void accumulate_kernel(const WinogradWeightGrad& p, float* du, const Matr
 }
 
 // The kernel's gradient from dU, for one output channel.
-template <class Form>
+template <class Form, class T>
 void gather_kernel(const WinogradWeightGrad& p, const float* du, int64_t plane, int64_t o) {
   constexpr int products = Form::products;
   for (int64_t i = 0; i < p.in_c; i += kLanes) {
@@ -705,13 +742,13 @@ void gather_kernel(const WinogradWeightGrad& p, const float* du, int64_t plane, 
       Vec out[3];
       Form::gather_taps(half + y * products, 1, out, 1);
       for (int x = 0; x < 3; ++x) {
-        float* to = p.dweight.start + o * p.dweight.o + i * p.dweight.i + y * p.dweight.y +
-                    x * p.dweight.x;
+        T* to = static_cast<T*>(p.dweight.start) + o * p.dweight.o + i * p.dweight.i +
+                y * p.dweight.y + x * p.dweight.x;
         if (p.dweight.i == 1) {
           put(to, out[x]);
         } else {
           for (int lane = 0; lane < kLanes; ++lane) {
-            to[lane * p.dweight.i] = out[x][lane];
+            store(to + lane * p.dweight.i, out[x][lane]);
           }
         }
       }
@@ -724,9 +761,9 @@ void gather_kernel(const WinogradWeightGrad& p, const float* du, int64_t plane, 
 constexpr int64_t kGradFloats = 512 * 1024;
 constexpr int64_t kGradTiles = 192;
 
-// All tiles' share in one product is summed up by one thread, in order: the result does not depend on
-// how many there are.
-template <class Form>
+// All tiles' share in one product is summed up by one thread, in order: the result does not depend
+// on how many there are.
+template <class Form, class T>
 void differentiate(const WinogradWeightGrad& p) {
   constexpr int64_t products = Form::products * Form::products;
   const TileGrid grid = TileGrid::of(p, Form{});
@@ -737,9 +774,7 @@ void differentiate(const WinogradWeightGrad& p) {
   const Pair matrices(products, rows, p.in_c, p.out_c);
   const Matrices &v = matrices.v, &z = matrices.other;
   Scratch scratch;
-  const int64_t longest = most(p.in_c, p.out_c);
-  float* zeros = scratch.take<float>(longest);
-  fill(zeros, 0.0f, longest);
+  const T* zeros = zeroed<T>(most(p.in_c, p.out_c), scratch);
   parallel_for(products, 1, [&](int64_t begin, int64_t end) {
     fill(sums.data() + begin * plane, 0.0f, (end - begin) * plane);
   });
@@ -747,8 +782,8 @@ void differentiate(const WinogradWeightGrad& p) {
     const int64_t count = least(rows, tiles - first);
     parallel_for(count, 4, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
-        transform_input<Form>(p, grid, first + t, v, t, zeros);
-        transform_gradient<Form>(p, grid, first + t, z, t, zeros);
+        transform_input<Form, T>(p, grid, first + t, v, t, zeros);
+        transform_gradient<Form, T>(p, grid, first + t, z, t, zeros);
       }
     });
     parallel_for(products, 1, [&](int64_t begin, int64_t end) {
@@ -759,11 +794,15 @@ void differentiate(const WinogradWeightGrad& p) {
   }
   parallel_for(p.out_c, 4, [&](int64_t begin, int64_t end) {
     for (int64_t o = begin; o < end; ++o) {
-      gather_kernel<Form>(p, sums.data(), plane, o);
+      gather_kernel<Form, T>(p, sums.data(), plane, o);
     }
   });
 }
 
 inline void winograd_weight_grad(const WinogradWeightGrad& p) {
-  return p.resampling == Resampling::none ? differentiate<Plain>(p) : differentiate<Down>(p);
+  if (p.dtype == DType::bfloat16) {
+    return differentiate<Plain, BFloat16>(p);
+  }
+  return p.resampling == Resampling::none ? differentiate<Plain, float>(p)
+                                          : differentiate<Down, float>(p);
 }
