@@ -331,8 +331,8 @@ class Fir {
     if constexpr (Row<T>::in_place) {
       return input_row(in);
     } else {
-      return sources_.get(in,
-                          [&](A* row) { Row<T>::read(input_row(in), row, in_count_ * inner_); });
+      return sources_.get(
+          in, [&](A* row) { widen<T, A>({row, 0}, {input_row(in), 0}, 1, in_count_ * inner_); });
     }
   }
 
@@ -458,10 +458,10 @@ class Fir {
   Images images_;
   Affine<A> affine_;
   Scalars<A> scalars_{fused ? p_.epilogue->activation : Activation{}};
-  decltype(&forward_planes<Act::linear, A>) activate_planes_ =
-      fused ? GPSEG_ROW_FOR(p_.epilogue->activation.act, forward_planes, A) : nullptr;
-  decltype(&forward_pixels<Act::linear, A>) activate_pixels_ =
-      fused ? GPSEG_ROW_FOR(p_.epilogue->activation.act, forward_pixels, A) : nullptr;
+  decltype(&forward_planes<Act::linear, A, A>) activate_planes_ =
+      fused ? GPSEG_ROW_FOR(p_.epilogue->activation.act, forward_planes, A, A) : nullptr;
+  decltype(&forward_pixels<Act::linear, A, A>) activate_pixels_ =
+      fused ? GPSEG_ROW_FOR(p_.epilogue->activation.act, forward_pixels, A, A) : nullptr;
 
   int64_t plane_ = 0;      // the batch's first
   int64_t planes_ = 1;     // of the batch
