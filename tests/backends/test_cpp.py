@@ -249,6 +249,12 @@ class TestUpfirdn2d:
             assert_close(c, filtered, dtype)
             assert_close(y, expected, dtype)
 
+    def test_a_cell_wider_than_what_is_read(self) -> None:
+        x, f = sample(2, 3, 2, 1), sample(2, 1)
+        geometry = ((1, 1), (2, 1), (1, 0, 0, 0))
+        y = cpp.upfirdn2d(x, f, *geometry, False, 0.5)
+        assert_close(y, reference_upfirdn2d(x, f, *geometry, False, 0.5), torch.float64)
+
     @pytest.mark.parametrize("size", [(0, 3, 5, 5), (2, 0, 5, 5), (2, 3, 0, 5), (2, 3, 5, 0)])
     def test_empty(self, size: tuple) -> None:
         for layout in "nchw", "channels_last":

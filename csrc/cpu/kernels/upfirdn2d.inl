@@ -233,10 +233,10 @@ class Fir {
     out_count_ = least(periods_ * plan_.x.period, p_.x.out - out_begin_);
     const int64_t lowest = j * plan_.x.step + plan_.x.lowest_index;
     in_begin_ = least(most(lowest, 0), p_.x.in);
-    in_count_ = most(least(lowest + columns_, p_.x.in) - in_begin_, 0);
-    if (joins()) {
-      in_count_ = least(in_count_, most(lowest + cell_columns() - in_begin_, 0));
-    }
+    // those that one plane's output needs: the last cell ends where they do
+    const int64_t unused = joins() ? periods_ - ceil_div(p_.x.out, plan_.x.period) : 0;
+    const int64_t columns = columns_ - unused * plan_.x.step;
+    in_count_ = most(least(lowest + columns, p_.x.in) - in_begin_, 0);
     margin_ = in_count_ > 0 ? in_begin_ - lowest : 0;
     sources_.clear();
     if (joins()) {
