@@ -1,6 +1,7 @@
 // bias_act on the CPU: y = clamp(gain * act(x + bias)), its gradient and its second derivative; and
 // demod_act, which also has scale and noise.
 #include <cstdint>
+#include <type_traits>
 
 #include "common/kernels.h"
 #include "common/parallel.h"

@@ -227,6 +227,34 @@ class TestUpfirdn2d:
             y = cpp.upfirdn2d(LAYOUTS[layout](x), f, *geometry, False, 1.0)
             assert_close(y, expected, dtype)
 
+    @pytest.mark.parametrize(
+        "size", [(2, 300, 4, 4), (1, 71, 9, 30), (2, 20, 6, 127), (1, 3, 3, 128)]
+    )
+    @pytest.mark.parametrize("geometry", GEOMETRIES[:4])
+    def test_narrow_planes(self, isa: str, size: tuple, geometry: tuple) -> None:
+        """Several planes are filtered as one."""
+        for dtype, name in itertools.product(DTYPES, ["4 taps", "4 x 4 full"]):
+            geometry = (*geometry[:2], (6, 5, 4, 3))
+            x, f = sample(*size, dtype=dtype), FILTERS[name]
+            filtered = reference_upfirdn2d(x.double(), f, *geometry, False, 2.0)
+            assert_close(cpp.upfirdn2d(x, f, *geometry, False, 2.0), filtered, dtype)
+            d, b = sample(*size[:2], seed=1), sample(size[1], seed=2)
+            noise = sample(*filtered.shape[2:], seed=3)
+            wide = torch.promote_types(dtype, torch.float32)
+            expected = reference_demod_act(filtered, d, noise, b, "lrelu", 1.3, 1.1)
+            side = (t.to(wide) for t in (d, noise, b))
+            y, c = cpp.upfirdn2d_demod_act(
+                x, f, *geometry, False, 2.0, Epilogue(*side, "lrelu", 0.3, 1.3, 1.1), True
+            )
+            assert_close(c, filtered, dtype)
+            assert_close(y, expected, dtype)
+
+    def test_a_cell_wider_than_what_is_read(self) -> None:
+        x, f = sample(2, 3, 2, 1), sample(2, 1)
+        geometry = ((1, 1), (2, 1), (1, 0, 0, 0))
+        y = cpp.upfirdn2d(x, f, *geometry, False, 0.5)
+        assert_close(y, reference_upfirdn2d(x, f, *geometry, False, 0.5), torch.float64)
+
     @pytest.mark.parametrize("size", [(0, 3, 5, 5), (2, 0, 5, 5), (2, 3, 0, 5), (2, 3, 5, 0)])
     def test_empty(self, size: tuple) -> None:
         for layout in "nchw", "channels_last":
@@ -385,6 +413,93 @@ class TestHalfTypes:
             y = cpp.bias_act(x, b.contiguous(), 0, "linear", 0, 1.0, -1)
             assert torch.equal(y, (x.float() + b).to(dtype))
 
+    def test_bfloat16_rounds_to_even(self, isa: str) -> None:
+        """Every upper half of a float32, with lower halves around the middle; denormal numbers too."""
+        upper = HALF_PATTERNS.to(torch.int32) << 16
+        for lower in 0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF:
+            bits = upper | lower
+            wide = bits.view(torch.float32)
+            y = cpp.bias_act(wide.new_zeros(2**16).bfloat16(), wide, 0, "linear", 0, 1.0, -1)
+            rounded = (bits.long() + 0x7FFF + ((bits.long() >> 16) & 1)) >> 16
+            expected = rounded.to(torch.int16).view(torch.bfloat16)
+            assert torch.equal(y.isnan(), wide.isnan())
+            assert torch.equal(y[~wide.isnan()], expected[~wide.isnan()])
+
+    def test_float16_rounds_to_even(self, isa: str) -> None:
+        """The middle between each two neighbours, and the float32 on either side of it."""
+        x = torch.arange(0x7C01, dtype=torch.int16).view(torch.float16).double()
+        middle = ((x[1:] + x[:-1]) / 2).float()
+        middle[-1] = 65520  # from which on it is infinity
+        for sign, side in itertools.product((1, -1), (0.0, math.inf, None)):
+            wide = middle if side is None else middle.nextafter(torch.tensor(side))
+            y = cpp.bias_act(wide.new_zeros(len(wide)).half(), sign * wide, 0, "linear", 0, 1.0, -1)
+            assert torch.equal(y, (sign * wide).half())
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_rows_of_any_length(self, isa: str, dtype: torch.dtype) -> None:
+        for n in range(1, 70):
+            room = sample(n + 3, dtype=dtype)
+            for start in range(3):
+                x = room[start : start + n]
+                y = torch.full((n + 2,), -1.0, dtype=dtype)
+                run_bias_act(x, y[1:-1])
+                assert torch.equal(y[1:-1], 2 * x)
+                assert y[0] == y[-1] == -1
+
+
+def run_bias_act(x: Tensor, y: Tensor) -> None:
+    """y = 2 x, both being one row."""
+    size = (1, 1, x.numel())
+    torch.ops.gpseg_cpp.bias_act.default(x, None, *size, "linear", 0.0, 2.0, -1.0, y)
+
+
+class TestStreaming:
+    """Results of 32 MiB and above go past the caches; they must be those that do not."""
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_rows_that_start_anywhere(self, isa: str, dtype: torch.dtype) -> None:
+        n = (32 << 20) // dtype.itemsize + 37
+        x = torch.arange(n, dtype=torch.int32).remainder(199).to(dtype)
+        room = torch.full((n + 40,), -1.0, dtype=dtype)
+        for start in 0, 1, 3, 16, 31:
+            room.fill_(-1)
+            run_bias_act(x, room[start : start + n])
+            assert torch.equal(room[start : start + n], 2 * x)
+            assert (room[:start] == -1).all()
+            assert (room[start + n :] == -1).all()
+
+    @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_images(self, isa: str, dtype: torch.dtype, layout: str) -> None:
+        c, h, w = 3, 1501, 4001 * 4 // dtype.itemsize
+        x = LAYOUTS[layout](sample(1, c, 67, w, dtype=dtype).repeat(1, 1, 23, 1)[:, :, :h])
+        dy, b = x.flip(2), sample(c).float()
+        d, noise = sample(1, c).float(), sample(h, w, dtype=dtype)
+        act = ("lrelu", 0.2, 1.4, 0.9)
+        filtered = (SMOOTH, (1, 1), (1, 1), (2, 1, 2, 1), False, 1.0)
+
+        def results(part: slice, rows: slice) -> list[Tensor]:
+            """Of some rows: small enough, unless they are all, not to be streamed."""
+            xs, dys = (LAYOUTS[layout](t[:, :, part]) for t in (x, dy))
+            return [
+                t[:, :, rows]
+                for t in (
+                    cpp.bias_act(xs, b, 1, *act),
+                    cpp.bias_act_backward(dys, xs, b, 1, *act)[0],
+                    *cpp.bias_act_double_backward(dys, b, dys, xs, b, 1, *act)[:2],
+                    cpp.upfirdn2d(xs, *filtered),
+                    cpp.demod_act(xs, Epilogue(d, noise[part], b, *act)),
+                    *cpp.upfirdn2d_demod_act(
+                        xs, *filtered, Epilogue(d, noise[part], b, *act), True
+                    ),
+                )
+            ]
+
+        assert x.nbytes >= 32 << 20
+        both = [results(slice(0, h), slice(0, 500)), results(slice(0, 504), slice(0, 500))]
+        for whole, part in zip(*both, strict=True):
+            assert torch.equal(whole, part)
+
 
 def reference_demod_act(
     c: Tensor,
@@ -411,7 +526,7 @@ NOISES: dict[str, Callable[[int, int, int], tuple | None]] = {
 
 
 class TestModulatedConv:
-    SIZES = (2, 5, 7, 9), (3, 40, 4, 4), (1, 3, 40, 50), (2, 2, 70, 30)
+    SIZES = (2, 5, 7, 9), (3, 40, 4, 4), (1, 3, 40, 50), (2, 2, 70, 30), (1, 300, 5, 13)
 
     def side_inputs(
         self, size: tuple, noise: str, dtype: torch.dtype, present: bool

@@ -9,6 +9,8 @@ constexpr int64_t kRunElements = 1024;
 constexpr int64_t kTileElements = 16384;
 // Waking a thread costs more than fewer elements than these.
 constexpr int64_t kGrainElements = 65536;
+// Planes of fewer pixels than this are narrow for a loop over half numbers.
+constexpr int64_t kFewPixels = 64;
 // A row of fewer channels is not worth a loop: pixels are taken together until they make up this.
 constexpr int64_t kFewChannels = 32;
 
@@ -228,31 +230,31 @@ GPSEG_INLINE A activated(A u, const Scalars<A>& s) {
 }
 
 // Rows of planes, n elements of each.
-template <Act act, class A>
-void forward_planes(Rows<A> to, Rows<const A> from, Sides<A> sides, Scalars<A> s, int64_t rows,
+template <Act act, class X, class A>
+void forward_planes(Rows<A> to, Rows<const X> from, Sides<A> sides, Scalars<A> s, int64_t rows,
                     int64_t n) {
   for (int64_t r = 0; r < rows; ++r) {
     A* y = to.start + r * to.step;
-    const A* x = from.start + r * from.step;
+    const X* x = from.start + r * from.step;
     const A scale = sides.scale[r], bias = sides.bias[r];
     const A* noise = sides.noise;
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
-      y[i] = activated<act>(scale * x[i] + (noise[i] + bias), s);
+      y[i] = activated<act>(scale * load(x[i]) + (noise[i] + bias), s);
     }
   }
 }
 
 // A run of pixels' channels, n elements.
-template <Act act, class A>
-void forward_pixels(A* y, const A* x, Sides<A> sides, Scalars<A> s, int64_t n) {
+template <Act act, class X, class A>
+void forward_pixels(A* y, const X* x, Sides<A> sides, Scalars<A> s, int64_t n) {
   const A* scale = sides.scale;
   const A* shift = sides.bias;
   for (; n > 0; n -= sides.width, x += sides.width, y += sides.width, shift += sides.step) {
     const int64_t width = least(n, sides.width);
 #pragma omp simd
     for (int64_t i = 0; i < width; ++i) {
-      y[i] = activated<act>(scale[i] * x[i] + shift[i], s);
+      y[i] = activated<act>(scale[i] * load(x[i]) + shift[i], s);
     }
   }
 }
@@ -266,8 +268,8 @@ GPSEG_INLINE A gradient(A dy, A u, const Scalars<A>& s) {
 
 // dx of a run of planes, and the sums of g and of g * x, the gradients with respect to u, over each
 // plane's pixels and, if sums_pixels, of g over planes.
-template <Act act, bool sums_pixels, class A>
-void backward_planes(A* dx, const A* dy, const A* x, Sides<A> sides, Scalars<A> s, int64_t rows,
+template <Act act, bool sums_pixels, class X, class A>
+void backward_planes(A* dx, const X* dy, const X* x, Sides<A> sides, Scalars<A> s, int64_t rows,
                      int64_t n, double* sums, double* product_sums, A* pixels) {
   for (int64_t r = 0; r < rows; ++r, x += n, dy += n, dx += n) {
     const A scale = sides.scale[r], bias = sides.bias[r];
@@ -278,10 +280,11 @@ void backward_planes(A* dx, const A* dy, const A* x, Sides<A> sides, Scalars<A> 
       A sum = 0, product_sum = 0;
 #pragma omp simd reduction(+ : sum, product_sum)
       for (int64_t i = begin; i < end; ++i) {
-        const A g = gradient<act>(dy[i], scale * x[i] + (noise[i] + bias), s);
+        const A value = load(x[i]);
+        const A g = gradient<act>(load(dy[i]), scale * value + (noise[i] + bias), s);
         dx[i] = scale * g;
         sum += g;
-        product_sum += g * x[i];
+        product_sum += g * value;
         if constexpr (sums_pixels) {
           pixels[i] += g;
         }
@@ -296,8 +299,8 @@ void backward_planes(A* dx, const A* dy, const A* x, Sides<A> sides, Scalars<A> 
 
 // As backward_planes, for pixels' channels; sums and product_sums are rows of sides.width, and
 // with sums_pixels a row is a pixel.
-template <Act act, bool sums_pixels, class A>
-void backward_pixels(A* dx, const A* dy, const A* x, Sides<A> sides, Scalars<A> s, int64_t n,
+template <Act act, bool sums_pixels, class X, class A>
+void backward_pixels(A* dx, const X* dy, const X* x, Sides<A> sides, Scalars<A> s, int64_t n,
                      A* sums, A* product_sums, A* pixels) {
   const A* scale = sides.scale;
   const A* shift = sides.bias;
@@ -306,10 +309,11 @@ void backward_pixels(A* dx, const A* dy, const A* x, Sides<A> sides, Scalars<A> 
     A pixel = 0;
 #pragma omp simd reduction(+ : pixel)
     for (int64_t i = 0; i < width; ++i) {
-      const A g = gradient<act>(dy[i], scale[i] * x[i] + shift[i], s);
+      const A value = load(x[i]);
+      const A g = gradient<act>(load(dy[i]), scale[i] * value + shift[i], s);
       dx[i] = scale[i] * g;
       sums[i] += g;
-      product_sums[i] += g * x[i];
+      product_sums[i] += g * value;
       if constexpr (sums_pixels) {
         pixel += g;
       }
@@ -330,8 +334,8 @@ GPSEG_INLINE void second(A& ddy, A& d2x, A ddu, A dy, A u, const Scalars<A>& s) 
 }
 
 // sums: of d2x over each plane's pixels.
-template <Act act, class A>
-void double_backward_planes(A* ddy, A* d2x, const A* ddx, const A* ddbias, const A* dy, const A* x,
+template <Act act, class X, class A>
+void double_backward_planes(A* ddy, A* d2x, const X* ddx, const A* ddbias, const X* dy, const X* x,
                             Sides<A> sides, Scalars<A> s, int64_t rows, int64_t n, double* sums) {
   for (int64_t r = 0; r < rows; ++r, ddy += n, d2x += n, ddx += n, dy += n, x += n) {
     const A bias = sides.bias[r], dd = ddbias[r];
@@ -341,7 +345,7 @@ void double_backward_planes(A* ddy, A* d2x, const A* ddx, const A* ddbias, const
       A sum = 0;
 #pragma omp simd reduction(+ : sum)
       for (int64_t i = begin; i < end; ++i) {
-        second<act>(ddy[i], d2x[i], ddx[i] + dd, dy[i], x[i] + bias, s);
+        second<act>(ddy[i], d2x[i], load(ddx[i]) + dd, load(dy[i]), load(x[i]) + bias, s);
         sum += d2x[i];
       }
       total += static_cast<double>(sum);
@@ -350,15 +354,15 @@ void double_backward_planes(A* ddy, A* d2x, const A* ddx, const A* ddbias, const
   }
 }
 
-template <Act act, class A>
-void double_backward_pixels(A* ddy, A* d2x, const A* ddx, const A* ddbias, const A* dy, const A* x,
+template <Act act, class X, class A>
+void double_backward_pixels(A* ddy, A* d2x, const X* ddx, const A* ddbias, const X* dy, const X* x,
                             Sides<A> sides, Scalars<A> s, int64_t n, A* sums) {
   const A* bias = sides.bias;
   for (; n > 0; n -= sides.width) {
     const int64_t width = least(n, sides.width);
 #pragma omp simd
     for (int64_t i = 0; i < width; ++i) {
-      second<act>(ddy[i], d2x[i], ddx[i] + ddbias[i], dy[i], x[i] + bias[i], s);
+      second<act>(ddy[i], d2x[i], load(ddx[i]) + ddbias[i], load(dy[i]), load(x[i]) + bias[i], s);
       sums[i] += d2x[i];
     }
     ddy += width, d2x += width, ddx += width, dy += width, x += width;
@@ -391,25 +395,25 @@ void double_backward_pixels(A* ddy, A* d2x, const A* ddx, const A* ddbias, const
     return nullptr;                                        \
   }()
 
-template <class T>
+template <class T, class X = typename Row<T>::Source>
 void forward_tiles(const EpilogueForward& p) {
   using A = Accumulate<T>;
   const Images& images = p.images;
   const Tiling tiling(images, false);
   const Scalars<A> scalars(p.activation);
-  const auto planes = GPSEG_ROW_FOR(p.activation.act, forward_planes, A);
-  const auto pixels = GPSEG_ROW_FOR(p.activation.act, forward_pixels, A);
+  const auto planes = GPSEG_ROW_FOR(p.activation.act, forward_planes, X, A);
+  const auto pixels = GPSEG_ROW_FOR(p.activation.act, forward_pixels, X, A);
   const bool streams = Row<T>::streams(images.size());
   parallel_for(tiling.count(), tiling.grain(), [&](int64_t begin, int64_t end) {
     const int64_t capacity = tiling.run_capacity();
     Scratch scratch;
     Affine<A> affine(p, images, row_pixels(images.c), capacity, scratch);
-    A* x_buffer = Row<T>::buffer(capacity, scratch);
+    X* x_buffer = scratch.take<X>(capacity);
     A* y_buffer = scratch.take<A>(capacity);
     for (int64_t i = begin; i < end; ++i) {
       for_each_run(images, tiling[i], [&](const Tile& run) {
         const int64_t n = run.size(), at = offset_of(images, run);
-        const A* x = Row<T>::read(static_cast<const T*>(p.x) + at, x_buffer, n);
+        const X* x = Row<T>::read(static_cast<const T*>(p.x) + at, x_buffer, n);
         T* to = static_cast<T*>(p.y) + at;
         A* y = Row<T>::target(to, y_buffer, streams);
         if (images.channels_last) {
@@ -491,7 +495,7 @@ class TileSums {
   double* at_ = nullptr;
 };
 
-template <class T>
+template <class T, class X>
 void backward_tiles(const EpilogueBackward& p) {
   using A = Accumulate<T>;
   const Images& images = p.images;
@@ -499,10 +503,10 @@ void backward_tiles(const EpilogueBackward& p) {
   const Tiling tiling(images, sums_pixels);
   const int64_t pixels_together = sums_pixels ? 1 : row_pixels(images.c);
   const Scalars<A> scalars(p.activation);
-  const auto planes = sums_pixels ? GPSEG_ROW_FOR(p.activation.act, backward_planes, true, A)
-                                  : GPSEG_ROW_FOR(p.activation.act, backward_planes, false, A);
-  const auto pixels = sums_pixels ? GPSEG_ROW_FOR(p.activation.act, backward_pixels, true, A)
-                                  : GPSEG_ROW_FOR(p.activation.act, backward_pixels, false, A);
+  const auto planes = sums_pixels ? GPSEG_ROW_FOR(p.activation.act, backward_planes, true, X, A)
+                                  : GPSEG_ROW_FOR(p.activation.act, backward_planes, false, X, A);
+  const auto pixels = sums_pixels ? GPSEG_ROW_FOR(p.activation.act, backward_pixels, true, X, A)
+                                  : GPSEG_ROW_FOR(p.activation.act, backward_pixels, false, X, A);
   const bool streams = Row<T>::streams(images.size());
 
   // partial sums of g and of g * x, [N, p_tiles, C]; sums of g over channels, [N, HW]
@@ -519,8 +523,8 @@ void backward_tiles(const EpilogueBackward& p) {
     Affine<A> affine(p, images, pixels_together, capacity, scratch);
     TileSums<A> sums(tiling, partial_g, pixels_together * images.c, scratch);
     TileSums<A> product_sums(tiling, partial_gx, pixels_together * images.c, scratch);
-    A* x_buffer = Row<T>::buffer(capacity, scratch);
-    A* dy_buffer = Row<T>::buffer(capacity, scratch);
+    X* x_buffer = scratch.take<X>(capacity);
+    X* dy_buffer = scratch.take<X>(capacity);
     A* dx_buffer = scratch.take<A>(capacity);
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tiling[i];
@@ -532,8 +536,8 @@ void backward_tiles(const EpilogueBackward& p) {
       }
       for_each_run(images, tile, [&](const Tile& run) {
         const int64_t n = run.size(), at = offset_of(images, run);
-        const A* x = Row<T>::read(static_cast<const T*>(p.x) + at, x_buffer, n);
-        const A* dy = Row<T>::read(static_cast<const T*>(p.dy) + at, dy_buffer, n);
+        const X* x = Row<T>::read(static_cast<const T*>(p.x) + at, x_buffer, n);
+        const X* dy = Row<T>::read(static_cast<const T*>(p.dy) + at, dy_buffer, n);
         T* to = static_cast<T*>(p.dx) + at;
         A* dx = Row<T>::target(to, dx_buffer, streams);
         A* run_pixels = sums_pixels ? tile_pixels + (run.p - tile.p) : nullptr;
@@ -565,15 +569,15 @@ void backward_tiles(const EpilogueBackward& p) {
   }
 }
 
-template <class T>
+template <class T, class X>
 void double_backward_tiles(const EpilogueDoubleBackward& p) {
   using A = Accumulate<T>;
   const Images& images = p.images;
   const Tiling tiling(images, false);
   const int64_t pixels_together = row_pixels(images.c), width = pixels_together * images.c;
   const Scalars<A> scalars(p.activation);
-  const auto planes = GPSEG_ROW_FOR(p.activation.act, double_backward_planes, A);
-  const auto pixels = GPSEG_ROW_FOR(p.activation.act, double_backward_pixels, A);
+  const auto planes = GPSEG_ROW_FOR(p.activation.act, double_backward_planes, X, A);
+  const auto pixels = GPSEG_ROW_FOR(p.activation.act, double_backward_pixels, X, A);
   const bool streams = Row<T>::streams(images.size());
   const int64_t partials = images.n * tiling.p_tiles * images.c;
   Scratch sums_memory;
@@ -592,21 +596,21 @@ void double_backward_tiles(const EpilogueDoubleBackward& p) {
     Scratch scratch;
     Affine<A> affine(p, images, pixels_together, capacity, scratch);
     TileSums<A> sums(tiling, partial, width, scratch);
-    A* x_buffer = Row<T>::buffer(capacity, scratch);
-    A* dy_buffer = Row<T>::buffer(capacity, scratch);
-    A* ddx_buffer = scratch.take<A>(capacity);
+    X* x_buffer = scratch.take<X>(capacity);
+    X* dy_buffer = scratch.take<X>(capacity);
+    X* ddx_buffer = scratch.take<X>(capacity);
     A* ddy_buffer = scratch.take<A>(capacity);
     A* d2x_buffer = scratch.take<A>(capacity);
     if (p.ddx == nullptr) {
-      fill(ddx_buffer, A(0), capacity);
+      fill(ddx_buffer, X{}, capacity);
     }
     for (int64_t i = begin; i < end; ++i) {
       sums.start(i);
       for_each_run(images, tiling[i], [&](const Tile& run) {
         const int64_t n = run.size(), at = offset_of(images, run);
-        const A* x = Row<T>::read(static_cast<const T*>(p.x) + at, x_buffer, n);
-        const A* dy = Row<T>::read(static_cast<const T*>(p.dy) + at, dy_buffer, n);
-        const A* ddx = p.ddx == nullptr
+        const X* x = Row<T>::read(static_cast<const T*>(p.x) + at, x_buffer, n);
+        const X* dy = Row<T>::read(static_cast<const T*>(p.dy) + at, dy_buffer, n);
+        const X* ddx = p.ddx == nullptr
                            ? ddx_buffer
                            : Row<T>::read(static_cast<const T*>(p.ddx) + at, ddx_buffer, n);
         T* ddy_to = static_cast<T*>(p.ddy) + at;
@@ -632,6 +636,12 @@ void double_backward_tiles(const EpilogueDoubleBackward& p) {
     sum_rows(static_cast<A*>(p.d2bias), partial, 1, images.n * tiling.p_tiles, images.c);
   }
 }
+
+// function<T, X> of p, for T that is read as X: where planes have few pixels, vectors of half
+// numbers, which hold twice as many, would not be full.
+#define GPSEG_READ_AS(function, p)                                                              \
+  p.images.channels_last || p.images.hw >= kFewPixels ? function<T, typename Row<T>::Source>(p) \
+                                                      : function<T, Accumulate<T>>(p)
 
 // Calls function<T, ...>(argument) for the element type that argument.dtype names.
 #define GPSEG_FOR_DTYPE(dtype, CALL) \

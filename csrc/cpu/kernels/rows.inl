@@ -49,6 +49,8 @@ template <class T>
 struct Row {
   using A = Accumulate<T>;
   static constexpr bool in_place = sizeof(T) == sizeof(A);
+  // What loops over rows are given. They widen bfloat16 themselves, in two instructions.
+  using Source = std::conditional_t<std::is_same_v<T, Half>, A, T>;
 
   // Whether a result of so many elements is streamed past the caches, which it would not fit.
   static bool streams(int64_t elements) {
@@ -56,11 +58,10 @@ struct Row {
            elements * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes;
   }
 
-  // For `read`: none if it needs none.
-  static A* buffer(int64_t n, Scratch& scratch) { return in_place ? nullptr : scratch.take<A>(n); }
-
-  static const A* read(const T* from, A* buffer, int64_t n) {
-    if constexpr (in_place) {
+  // As X's, T or A; the buffer is for where they are not T's.
+  template <class X>
+  static const X* read(const T* from, X* buffer, int64_t n) {
+    if constexpr (std::is_same_v<T, X>) {
       return from;
     } else {
       widen<T, A>({buffer, 0}, {from, 0}, 1, n);

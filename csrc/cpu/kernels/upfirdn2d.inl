@@ -149,7 +149,6 @@ class RowCache {
 struct Cells {
   int64_t planes;   // of one sample
   int64_t periods;  // of a cell's output; the last ones may be nobody's
-  int64_t columns;  // of a cell that the output depends on
 
   Cells(const Upfirdn2d& p, const PhasesView& x) {
     const int64_t span = x.highest_index - x.lowest_index + 1;
@@ -157,9 +156,8 @@ struct Cells {
     const int64_t width = most(p.x.out, p.x.in);
     planes = 1;
     periods = needed;
-    columns = (needed - 1) * x.step + span;
     if (!p.channels_last && width < kNarrowRow && p.c > 1 && needed > 0) {
-      periods = ceil_div(columns, x.step);
+      periods = ceil_div((needed - 1) * x.step + span, x.step);
       planes = most(1, least(p.c, kJoinedRow / (periods * most(x.step, x.period))));
       periods = planes == 1 ? needed : periods;
     }
@@ -235,10 +233,10 @@ class Fir {
     out_count_ = least(periods_ * plan_.x.period, p_.x.out - out_begin_);
     const int64_t lowest = j * plan_.x.step + plan_.x.lowest_index;
     in_begin_ = least(most(lowest, 0), p_.x.in);
-    in_count_ = most(least(lowest + columns_, p_.x.in) - in_begin_, 0);
-    if (joins()) {
-      in_count_ = least(in_count_, most(lowest + cells_.columns - in_begin_, 0));
-    }
+    // those that one plane's output needs: the last cell ends where they do
+    const int64_t unused = joins() ? periods_ - ceil_div(p_.x.out, plan_.x.period) : 0;
+    const int64_t columns = columns_ - unused * plan_.x.step;
+    in_count_ = most(least(lowest + columns, p_.x.in) - in_begin_, 0);
     margin_ = in_count_ > 0 ? in_begin_ - lowest : 0;
     sources_.clear();
     if (joins()) {
@@ -333,8 +331,8 @@ class Fir {
     if constexpr (Row<T>::in_place) {
       return input_row(in);
     } else {
-      return sources_.get(in,
-                          [&](A* row) { Row<T>::read(input_row(in), row, in_count_ * inner_); });
+      return sources_.get(
+          in, [&](A* row) { widen<T, A>({row, 0}, {input_row(in), 0}, 1, in_count_ * inner_); });
     }
   }
 
@@ -460,10 +458,10 @@ class Fir {
   Images images_;
   Affine<A> affine_;
   Scalars<A> scalars_{fused ? p_.epilogue->activation : Activation{}};
-  decltype(&forward_planes<Act::linear, A>) activate_planes_ =
-      fused ? GPSEG_ROW_FOR(p_.epilogue->activation.act, forward_planes, A) : nullptr;
-  decltype(&forward_pixels<Act::linear, A>) activate_pixels_ =
-      fused ? GPSEG_ROW_FOR(p_.epilogue->activation.act, forward_pixels, A) : nullptr;
+  decltype(&forward_planes<Act::linear, A, A>) activate_planes_ =
+      fused ? GPSEG_ROW_FOR(p_.epilogue->activation.act, forward_planes, A, A) : nullptr;
+  decltype(&forward_pixels<Act::linear, A, A>) activate_pixels_ =
+      fused ? GPSEG_ROW_FOR(p_.epilogue->activation.act, forward_pixels, A, A) : nullptr;
 
   int64_t plane_ = 0;      // the batch's first
   int64_t planes_ = 1;     // of the batch
