@@ -18,7 +18,7 @@ from gpseg.backends.convolution import (
     convolution_size,
     multiplies_in_tf32,
 )
-from gpseg.backends.layout import accumulate_dtype
+from gpseg.backends.layout import accumulate_dtype, in_layout_of
 from gpseg.backends.resampling import (
     Convolution,
     Fir,
@@ -221,6 +221,8 @@ def backward(
     """Gradients (dx, dweight, dstyles, dbias, dnoise); those of x and styles come together, if `needs_input`."""
     plan = layer.plan(weight, f)
     conv = plan.convolution
+    # Here and not where dx would meet x: what goes to a few colours has a small dy and a large dx.
+    dy = in_layout_of(dy, x)
     s = styles.to(accumulate_dtype(x.dtype))
     w2 = squared_norms(weight) if layer.demodulate else None
     d = demodulation(w2, s) if w2 is not None else None

@@ -681,7 +681,7 @@ def ema_update(ema: nn.Module, model: nn.Module, beta: float) -> None:
         beta: share of the old mean, 0 … 1.
     """
     averages: list[Tensor] = list(ema.parameters())
-    torch._foreach_lerp_(averages, [p.detach() for p in model.parameters()], 1 - beta)
+    torch._foreach_lerp_(averages, list(model.parameters()), 1 - beta)
     for average, buffer in zip(ema.buffers(), model.buffers(), strict=True):
         average.copy_(buffer)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gpseg import backends
 from gpseg.backends import convolution
-from gpseg.backends.layout import empty_in_layout_of
+from gpseg.backends.layout import empty_in_layout_of, memory_format_of
 from gpseg.backends.resampling import Fir, filter_taps, oriented_weight, plan_resampling
 from gpseg.ops.arguments import check_device, check_filter, check_images, filter_padding
 from gpseg.ops.registration import in_autocast_dtype, register
@@ -60,6 +60,8 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
     x, weight = ctx.saved_tensors
     dx, dw = None, None
+    # Gradients come in the layout of what they belong to, or the ops before this one would have to copy them.
+    dy = dy.contiguous(memory_format=memory_format_of(x))
     if ctx.needs_input_grad[0]:
         extra = [0, 0]
         if not ctx.transposed:

@@ -58,21 +58,27 @@ def test_no_more_than_asked_for_are_made_ahead() -> None:
 
     with made_ahead(items(), 2) as numbers:
         next(numbers)
-        time.sleep(0.2)
+        deadline = time.monotonic() + 10
+        while len(made) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
         assert len(made) == 4  # the one taken, two that wait, one in hand
 
 
-def test_making_overlaps_with_using() -> None:
-    def slow() -> Iterator[int]:
-        for number in range(5):
-            time.sleep(0.1)
-            yield number
+def test_a_slow_item_is_made_while_the_one_before_is_used() -> None:
+    used, made = threading.Event(), threading.Event()
 
-    started = time.monotonic()
-    with made_ahead(slow(), 2) as items:
-        for _ in items:
-            time.sleep(0.1)
-    assert time.monotonic() - started < 0.85  # one after the other: 1.0
+    def slow() -> Iterator[int]:
+        yield 0
+        assert used.wait(10)  # as long as it takes until the first is in use
+        made.set()
+        yield 1
+
+    with made_ahead(slow(), 1) as items:
+        assert next(items) == 0
+        used.set()
+        assert made.wait(10)  # in the middle of the step
+        assert next(items) == 1
 
 
 def test_images_in_memory_are_not_made_ahead(tmp_path) -> None:

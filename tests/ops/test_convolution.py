@@ -190,3 +190,17 @@ X, W = torch.zeros(1, 4, 6, 6), torch.zeros(2, 4, 3, 3)
 def test_refuses(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ops.conv2d_resample(**{"x": X, "w": W, **arguments})
+
+
+@pytest.mark.parametrize("options", [{}, {"up": 2}, {"down": 2}])
+def test_gradients_come_in_the_layout_of_the_input(options: dict[str, int]) -> None:
+    x = torch.randn(2, 5, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
+    w = torch.randn(4, 5, 3, 3, requires_grad=True)
+    f = ops.setup_filter(BINOMIAL)
+    for y in (
+        ops.conv2d_resample(x, w, f, padding=1, **options),
+        ops.modulated_conv2d(x, w, torch.randn(2, 5), resample_filter=f, padding=1, **options),
+    ):
+        dx, dw = torch.autograd.grad(y, (x, w), torch.randn(y.shape))
+        assert dx.is_contiguous(memory_format=torch.channels_last)
+        assert dw.shape == w.shape

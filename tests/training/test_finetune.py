@@ -1,13 +1,15 @@
 """Fine-tuning: it learns, it resumes exactly, and its losses leave out what is ignored."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
-from gpseg.data import Classes, PartClass
+from gpseg.data import Classes, PartClass, UnlabelledImages
 from gpseg.errors import InputError, RunError
 from gpseg.models.stylegan2 import NetworkConfig
 from gpseg.training.finetune import FinetuneConfig, Finetuner, TrainingSet, finetune
@@ -29,14 +31,14 @@ def training_set() -> TrainingSet:
     return TrainingSet(images, masks, images.flip(3), CLASSES)
 
 
-def make(steps: int = 4, **options: object) -> Finetuner:
+def make(steps: int = 4, data: TrainingSet | None = None, **options: object) -> Finetuner:
     torch.manual_seed(0)
     config = FinetuneConfig(
         steps=steps, labelled_batch=3, unlabelled_batch=2, precision="fp32", **options
     )  # type: ignore[arg-type]
     generator, discriminator = NETWORK.generator(), NETWORK.discriminator()
     device = torch.device("cpu")
-    return Finetuner(config, training_set(), generator, discriminator, NETWORK, device)
+    return Finetuner(config, data or training_set(), generator, discriminator, NETWORK, device)
 
 
 def folder(path: Path) -> RunFolder:
@@ -73,6 +75,29 @@ def test_resumed_run_equals_straight_run(tmp_path: Path) -> None:
     with folder(tmp_path / "resumed") as run:
         finetune(resumed, run, lambda: False)
     for a, b in zip(weights(straight), weights(resumed), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_unlabelled_images_decoded_ahead_give_the_same_run(tmp_path: Path) -> None:
+    data = training_set()
+    assert isinstance(data.unlabelled, torch.Tensor)
+    paths = [tmp_path / f"{i}.png" for i in range(len(data.unlabelled))]
+    for path, image in zip(paths, data.unlabelled, strict=True):
+        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(path)
+    decoded = replace(data, unlabelled=UnlabelledImages(paths, 16, cache_bytes=0))
+    kept, ahead = make(steps=6, data=data), make(steps=6, data=decoded)
+    with folder(tmp_path / "kept") as run:
+        finetune(kept, run, lambda: False)
+    with folder(tmp_path / "ahead") as run:
+        with pytest.raises(Interrupted):
+            finetune(ahead, run, lambda: ahead.steps >= 3)
+        state = run.load_state()
+    assert state is not None
+    resumed = make(steps=6, data=decoded)
+    resumed.load_state_dict(state)
+    with folder(tmp_path / "resumed") as run:
+        finetune(resumed, run, lambda: False)
+    for a, b in zip(weights(kept), weights(resumed), strict=True):
         assert torch.equal(a, b)
 
 
