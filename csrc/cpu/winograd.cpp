@@ -1,6 +1,7 @@
 // 3 x 3 convolutions on the CPU by Winograd's minimal filtering, with the passes around them,
 // and the gradient of their kernels.
 #include <cstdint>
+#include <type_traits>
 
 #include "common/kernels.h"
 #include "common/parallel.h"

@@ -23,8 +23,13 @@ _TILE = 4
 _KERNEL_SIZES = {1: 36, 2: 100}
 """By stride: numbers in the transformed kernel for each pair of channels, at most."""
 
-_LEAST_TILES = {1: (16, 32), 2: (16, 96)}
-"""By stride: how many tiles make up for transforming the kernel, which then fits in the caches or does not."""
+_LEAST_TILES = {
+    (torch.float32, 1): (16, 32),
+    (torch.float32, 2): (16, 96),
+    (torch.bfloat16, 1): (32, 64),
+}
+"""By type and stride, what Winograd's convolution serves: how many tiles make up for transforming the kernel, which then
+fits in the caches or does not."""
 
 _CACHED = 4 << 20
 """Bytes of a transformed kernel that fit."""
@@ -71,13 +76,13 @@ def _winograd_serves(
 ) -> bool:
     """Whether Winograd's convolution serves, x being in type and layout what goes in and comes out.
 
-    That is in float32, channels_last, for 3×3 at stride 1 or 2, transposed or not, channels in sixteens, and enough
+    That is channels_last, 3×3, transposed or not, at stride 1 or, in float32, 2, with channels in sixteens and enough
     pixels to make up for transforming the kernel.
     """
+    least_tiles = _LEAST_TILES.get((x.dtype, conv.stride))
     if (
-        x.dtype != torch.float32
+        least_tiles is None
         or tuple(w_size[2:]) != (3, 3)
-        or conv.stride not in _LEAST_TILES
         or w_size[0] % _CHANNEL_MULTIPLE
         or w_size[1] % _CHANNEL_MULTIPLE
         or memory_format_of(x) != torch.channels_last
@@ -88,13 +93,12 @@ def _winograd_serves(
         if tuple(conv.padding) != (0, 0) or [*size_out[2:]] != whole:
             return False
     cached = _KERNEL_SIZES[conv.stride] * w_size[0] * w_size[1] * 4 <= _CACHED
-    least = _LEAST_TILES[conv.stride][0 if cached else 1]
     n, _, h, w = size_in if conv.transposed else size_out
-    return n * math.ceil(h / _TILE) * math.ceil(w / _TILE) >= least
+    return n * math.ceil(h / _TILE) * math.ceil(w / _TILE) >= least_tiles[0 if cached else 1]
 
 
 class CppBackend(CompiledBackend):
-    """With convolutions of its own, Winograd's, in float32."""
+    """With convolutions of its own, by Winograd's minimal filtering."""
 
     def __init__(self) -> None:
         super().__init__("cpp", ("cpu",), _load, _empty)
@@ -159,8 +163,8 @@ class CppBackend(CompiledBackend):
         keep: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """The epilogue of c = conv2d(s · x, w) in one kernel, and c too if `keep`."""
-        y = _empty(x, size)
-        c = _empty(x, size) if keep else None
+        y = self._empty(x, size)
+        c = self._empty(x, size) if keep else None
         self._winograd(x, w, s, conv, epilogue, y, c, None, None)
         return y, c
 
@@ -168,7 +172,7 @@ class CppBackend(CompiledBackend):
         self, dc: Tensor, w: Tensor, conv: Convolution, x: Tensor, s: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Gradients (dx, ds) of c = conv2d(s · x, w), in one kernel; conv and w are the forward's."""
-        dx, ds = _empty(x, x.shape), sums_for(s, x)
+        dx, ds = self._empty(x, x.shape), sums_for(s, x)
         self._winograd(
             in_layout_of(dc, x),
             w,

@@ -68,6 +68,8 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     empty, empty_like = torch.empty, torch.empty_like
     monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(math.nan))
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: empty_like(*a, **k).fill_(math.nan))
+    pooled = cpp._empty
+    monkeypatch.setattr(cpp, "_empty", lambda *a: pooled(*a).fill_(math.nan))
 
 
 @pytest.fixture
@@ -172,6 +174,46 @@ class TestDirections:
         assert error(dw, wanted) < TOLERANCE
 
 
+@pytest.mark.parametrize("form", [name for name, conv in FORMS.items() if conv.stride == 1])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("isa", ISA_LEVELS)
+@pytest.mark.usefixtures("isa_restored")
+def test_bfloat16_is_rounded_once(form: str, size: str, isa: str) -> None:
+    """Sums, style and epilogue are in float32: what is left is the rounding of what was computed."""
+    conv, low = FORMS[form], torch.bfloat16
+    x, w = (t.to(low) for t in problem(SIZES[size], conv))
+    s = random(*x.shape[:2], seed=5)
+    size_out = output_size(x, w, conv)
+    dc = random(*size_out, seed=6).to(low)
+    e = epilogue(size_out[0], size_out[1], size_out[2:], shared_noise=False)
+    _C.set_isa(isa)
+    found = [
+        *cpp.fused_conv(x, w, conv, size_out, s, e, True),
+        *cpp.fused_conv_input_grad(dc, w, conv, x, s),
+        cpp.fused_conv_weight_grad(dc, w.shape, conv, x, s),
+    ]
+    precise = [t.float() for t in (x, w, dc)]
+    wanted = [
+        *cpp.fused_conv(precise[0], precise[1], conv, size_out, s, e, True),
+        *cpp.fused_conv_input_grad(precise[2], precise[1], conv, precise[0], s),
+        cpp.fused_conv_weight_grad(precise[2], w.shape, conv, precise[0], s),
+    ]
+    for got, want in zip(found, wanted, strict=True):
+        assert got is not None and want is not None
+        assert got.equal(want.to(got.dtype))
+
+
+def test_bfloat16_keeps_infinity_and_nan() -> None:
+    x = random(2, 32, 16, 16, seed=0).to(torch.bfloat16)
+    w = torch.zeros(32, 32, 3, 3, dtype=torch.bfloat16)
+    for value in (math.inf, -math.inf, math.nan):
+        bias = torch.full((32,), value)
+        y, _ = cpp.fused_conv(x, w, FORMS["plain"], x.shape, None, Epilogue(b=bias), False)
+        assert y.float().equal(torch.full_like(y, value).float()) or (
+            math.isnan(value) and bool(y.isnan().all())
+        )
+
+
 def test_input_gradients_are_served_where_training_needs_them() -> None:
     for form in ("plain", "transposed", "up"):
         conv = FORMS[form]
@@ -189,7 +231,7 @@ def test_input_gradients_are_served_where_training_needs_them() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        "bfloat16",
+        "float16",
         "float64",
         "nchw",
         "channels",
@@ -205,7 +247,7 @@ def test_what_is_not_declared_is_left_to_torch(changed: str) -> None:
     x, w = problem(SIZES["whole tiles"], conv)
     assert cpp.fuses(x, w, conv, "forward")
     match changed:
-        case "bfloat16" | "float64":
+        case "float16" | "float64":
             dtype = getattr(torch, changed)
             x, w = x.to(dtype), w.to(dtype)
         case "nchw":
