@@ -362,6 +362,20 @@ Taps taps_of(const Tensor& weight, bool transposed, const WinogradInput& p) {
   return mirrored ? Taps{start + last, o, i, -y, -x} : Taps{start, o, i, y, x};
 }
 
+void squared_norms_op(const Tensor& weight, const Tensor& w2) {
+  STD_TORCH_CHECK(weight.dim() == 4, "gpseg: a kernel [O, I, kh, kw] expected");
+  const DType dtype = dtype_of(weight);
+  const int64_t out_c = weight.size(0), in_c = weight.size(1);
+  squared_norms(
+      {dtype,
+       out_c,
+       in_c,
+       weight.size(2),
+       weight.size(3),
+       {weight.data_ptr(), weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)},
+       result("w2", w2, accumulate(dtype), out_c * in_c)});
+}
+
 void winograd_conv_op(const Tensor& x, const Tensor& weight, const OptionalTensor& style,
                       int64_t stride, const std::vector<int64_t>& padding, bool transposed,
                       const OptionalTensor& d, const OptionalTensor& noise,
@@ -431,6 +445,7 @@ GPSEG_DEFINE(GPSEG_LIBRARY, m) {
       "transposed, Tensor? d, Tensor? noise, Tensor? bias, " GPSEG_ACTIVATION
       ", Tensor(a!) y, Tensor(b!)? c, Tensor? factor, Tensor(c!)? product) -> ()");
 #else
+  m.def("squared_norms(Tensor weight, Tensor(a!) w2) -> ()");
   m.def(
       "winograd_conv(Tensor x, Tensor weight, Tensor? style, int stride, int[] padding, bool "
       "transposed, Tensor? d, Tensor? noise, Tensor? bias, " GPSEG_ACTIVATION
@@ -456,6 +471,7 @@ GPSEG_IMPLEMENT(GPSEG_LIBRARY, GPSEG_DISPATCH_KEY, m) {
 #if defined(GPSEG_CUDA_KERNELS)
   m.impl("fused_conv", TORCH_BOX(&gpseg::fused_conv_op));
 #else
+  m.impl("squared_norms", TORCH_BOX(&gpseg::squared_norms_op));
   m.impl("winograd_conv", TORCH_BOX(&gpseg::winograd_conv_op));
   m.impl("winograd_weight_grad", TORCH_BOX(&gpseg::winograd_weight_grad_op));
 #endif

@@ -90,6 +90,22 @@ struct Upfirdn2d {
 // Of a convolution: stride 1, stride 2, or transposed with stride 2.
 enum class Resampling { none, down, up };
 
+// Where a kernel's numbers lie: the top left tap from input channel 0 to output channel 0, and how
+// far apart, in elements, output and input channels, rows and columns are.
+struct Taps {
+  void* start;
+  int64_t o, i, y, x;
+};
+
+// w2[o, i] = sum over the taps of weight^2, [out_c, in_c] in the accumulation type.
+struct SquaredNorms {
+  DType dtype;
+  int64_t out_c, in_c;
+  int64_t kernel_h, kernel_w;
+  Taps weight;
+  void* w2;
+};
+
 // What a convolution with 3 x 3 taps takes: style * x. Float32, or bfloat16 without resampling;
 // channels last, their numbers multiples of kWinogradChannels.
 struct WinogradInput {
@@ -102,13 +118,6 @@ struct WinogradInput {
                          // 2 in_h + 1 by 2 in_w + 1
   const void* x;
   const float* style;  // [N, in_c] or null
-};
-
-// Where a kernel's numbers lie: the top left tap from input channel 0 to output channel 0, and how
-// far apart, in elements, output and input channels, rows and columns are.
-struct Taps {
-  void* start;
-  int64_t o, i, y, x;
 };
 
 // c = conv(weight, style * x) and y = epilogue(c).
@@ -139,6 +148,8 @@ void demod_act(const EpilogueForward& p);
 void demod_act_backward(const EpilogueBackward& p);
 
 void upfirdn2d(const Upfirdn2d& p);
+
+void squared_norms(const SquaredNorms& p);
 
 void winograd_conv(const WinogradConv& p);
 void winograd_weight_grad(const WinogradWeightGrad& p);

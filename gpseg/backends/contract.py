@@ -148,6 +148,9 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor | None]:
         """`demod_act(upfirdn2d(x, …), …)` in one pass over memory, and the filter's result c too if `keep`."""
 
+    def squared_norms(self, weight: Tensor) -> Tensor:
+        """W2 `[O, I]` of `weight [O, I, kh, kw]`, Σ weight² over the taps, in the accumulation type."""
+
     def conv2d(
         self,
         x: Tensor,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gpseg.backends.layout import memory_format_of
+from gpseg.backends.layout import accumulate_dtype, memory_format_of
 
 _convolution = torch.ops.aten.convolution.default
 _convolution_backward = torch.ops.aten.convolution_backward.default
@@ -56,6 +56,11 @@ def conv2d_weight_grad(
     )
     gradient: Tensor = dw.contiguous(memory_format=layout)
     return gradient
+
+
+def squared_norms(weight: Tensor) -> Tensor:
+    """W2 `[O, I]` of `weight [O, I, kh, kw]`, Σ weight² over the taps, in the accumulation type."""
+    return weight.to(accumulate_dtype(weight.dtype)).square().sum([2, 3])
 
 
 def convolution_size(

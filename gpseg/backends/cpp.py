@@ -11,7 +11,13 @@ from torch import Tensor
 from gpseg.backends import convolution
 from gpseg.backends.compiled import CompiledBackend, flat, sums_for
 from gpseg.backends.contract import Epilogue
-from gpseg.backends.layout import empty_in_layout_of, for_sums, in_layout_of, memory_format_of
+from gpseg.backends.layout import (
+    accumulate_dtype,
+    empty_in_layout_of,
+    for_sums,
+    in_layout_of,
+    memory_format_of,
+)
 from gpseg.backends.resampling import Convolution
 
 _CHANNEL_MULTIPLE = 16
@@ -117,6 +123,12 @@ class CppBackend(CompiledBackend):
         # the bilinear form of a convolution from the larger images to the smaller
         large, small = (size, x.shape) if conv.transposed else (x.shape, size)
         return _winograd_serves(x, w.shape, large, small, replace(conv, transposed=False))
+
+    def squared_norms(self, weight: Tensor) -> Tensor:
+        """Σ weight² over the taps, in one pass over a weight in any layout."""
+        w2 = torch.empty(weight.shape[:2], dtype=accumulate_dtype(weight.dtype))
+        self._kernels.squared_norms.default(weight, w2)
+        return w2
 
     def conv2d(
         self,

@@ -64,14 +64,6 @@ class Layer:
         return not self.demodulate and self.act == "linear" and self.clamp < 0
 
 
-def squared_norms(weight: Tensor) -> Tensor:
-    """W2 `[O, I]` of `weight [O, I, kh, kw]`, in the accumulation type."""
-    upsamples = weight.transpose(0, 1).is_contiguous(memory_format=torch.channels_last)
-    w = weight.transpose(0, 1) if upsamples else weight  # summed along memory: 25 times as fast
-    w2 = w.to(accumulate_dtype(w.dtype)).square().sum([2, 3])
-    return w2.t() if upsamples else w2
-
-
 def demodulation(w2: Tensor, styles: Tensor) -> Tensor:
     """d `[N, O]` for styles `[N, I]`."""
     return (styles.square() @ w2.t() + EPSILON).rsqrt()
@@ -127,7 +119,7 @@ def forward(
     plan = layer.plan(weight, f)
     conv = plan.convolution
     s = styles.to(accumulate_dtype(x.dtype))
-    d = demodulation(squared_norms(weight), s) if layer.demodulate else None
+    d = demodulation(backend.squared_norms(weight), s) if layer.demodulate else None
     epilogue = layer.epilogue(d, noise, bias)
     keep = keep and not layer.is_affine
 
@@ -224,7 +216,7 @@ def backward(
     # Here and not where dx would meet x: what goes to a few colours has a small dy and a large dx.
     dy = in_layout_of(dy, x)
     s = styles.to(accumulate_dtype(x.dtype))
-    w2 = squared_norms(weight) if layer.demodulate else None
+    w2 = backend.squared_norms(weight) if layer.demodulate else None
     d = demodulation(w2, s) if w2 is not None else None
     # an affine epilogue keeps no c: its backward reads only the size, which dy has too
     dc, dd, dnoise, dbias = backend.demod_act_backward(

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from gpseg import backends
 from gpseg.backends import modulated_conv
+from gpseg.backends.convolution import squared_norms
 from gpseg.backends.layout import accumulate_dtype, empty_in_layout_of
 from gpseg.backends.modulated_conv import Layer, convolved_size
 from gpseg.backends.resampling import Fir, filter_taps, filtered_size, oriented_weight
@@ -262,7 +263,7 @@ def _composed(
         flip_weight=layer.flip_weight,
     )
     if layer.demodulate:
-        d = modulated_conv.demodulation(modulated_conv.squared_norms(weight), s)
+        d = modulated_conv.demodulation(squared_norms(weight), s)
         y = (y * d[:, :, None, None]).to(x.dtype)
     if noise is not None:
         y = y + noise.to(y.dtype)

@@ -817,3 +817,29 @@ class TestPool:
         for megabytes, kept in ("0", "0"), ("20", "16"), ("", "0"), ("64", "32"):
             result = in_python(code, GPSEG_CPU_CACHE_MB=megabytes)
             assert (result.stdout.strip(), result.stderr) == (kept, "")
+
+
+class TestSquaredNorms:
+    """Σ weight² over the taps, of weights in any layout."""
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("layout", [*LAYOUTS, "outputs last", "flipped"])
+    @pytest.mark.parametrize("size", [(5, 7, 3, 3), (40, 33, 3, 3), (3, 64, 1, 1), (1, 1, 5, 2)])
+    def test_values(self, size: tuple[int, ...], layout: str, dtype: torch.dtype, isa: str) -> None:
+        weight = sample(*size, dtype=dtype)
+        if layout == "outputs last":
+            held = weight.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+        elif layout == "flipped":
+            held = (
+                weight.transpose(0, 1).contiguous(memory_format=torch.channels_last).transpose(0, 1)
+            )
+        else:
+            held = LAYOUTS[layout](weight)
+        w2 = cpp.squared_norms(held)
+        wanted = weight.double().square().sum([2, 3])
+        assert w2.shape == size[:2] and w2.is_contiguous()
+        assert float((w2 - wanted).abs().max()) < (1e-12 if dtype == torch.float64 else 1e-5)
+
+    def test_nothing(self) -> None:
+        assert cpp.squared_norms(torch.ones(0, 3, 3, 3)).shape == (0, 3)
+        assert cpp.squared_norms(torch.ones(3, 0, 3, 3)).shape == (3, 0)

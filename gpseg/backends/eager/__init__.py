@@ -28,6 +28,7 @@ class EagerBackend:
     demod_act_backward = staticmethod(_modulated_conv.demod_act_backward)
     upfirdn2d_demod_act = staticmethod(_modulated_conv.upfirdn2d_demod_act)
 
+    squared_norms = staticmethod(convolution.squared_norms)
     conv2d = staticmethod(convolution.conv2d)
     conv2d_weight_grad = staticmethod(convolution.conv2d_weight_grad)
 
