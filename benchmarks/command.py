@@ -13,7 +13,7 @@ import tyro
 from benchmarks import goals, growth, revision, rows, tables
 from benchmarks.environment import described, environment
 from benchmarks.measure import Settings, model_rows, operator_rows
-from benchmarks.report import COMPARED, LAWS, Report, compare
+from benchmarks.report import COMPARED, Report, compare
 from benchmarks.rows import Row
 from gpseg.errors import InputError, RunError
 from gpseg.selftest import models, problems
@@ -91,7 +91,7 @@ def benchmark(config: BenchmarkConfig) -> None:
         _judge(report)
     if config.scaling:
         report.laws = growth.laws(report.rows, settings.device)
-        _print_table(LAWS, [s.lines for s in report.sections() if s.title == "Growth"][0])
+        _print_table(growth.HEADS, [growth.cells(law) for law in report.laws])
     if earlier is not None:
         report.earlier = str(config.compare)
         report.compared = compare(report.rows, earlier)
@@ -159,25 +159,21 @@ def _measure(
     folder: Path,
 ) -> None:
     """All rows, into the report and on the screen; results.json is written as it goes, for a run that is cut short."""
-    race: tuple[object, ...] = ()
+    race = ""
     for row in _rows(config, settings, operators, whole):
         report.rows.append(row)
-        own = (row.problem, row.direction, row.threads, row.dtype, row.size, row.batch)
-        if row.kind == "model":
-            own = (row.problem, row.direction, row.threads)
-        if own != race:
-            race = own
-            print(f"\n{_title(row, config)}")
+        if race != _title(row):
+            race = _title(row)
+            print(f"\n{race}")
             rows.write(folder / rows.NAME, report.environment, report.rows)
         print(tables.text(row), flush=True)
 
 
-def _title(row: Row, config: BenchmarkConfig) -> str:
+def _title(row: Row) -> str:
     if row.kind == "model":
         return f"{row.problem} {row.direction}"
-    grown = "" if row.size is None else f", {row.size} px, batch {row.batch}"
-    grown += "" if row.size is None else f", {row.threads} threads"
-    return f"{row.problem}{grown} {row.direction} {row.dtype}"
+    size = f", {row.size} px, batch {row.batch}, {row.threads} threads" if row.size else ""
+    return f"{row.problem}{size} {row.direction} {row.dtype}"
 
 
 def _rows(

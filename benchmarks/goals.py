@@ -134,7 +134,9 @@ def judge(goal: Goal, rows: Sequence[Row], own: str, capabilities: Sequence[str]
     low: float | None = None
     high: float | None = None
     if goal.figure in ("over_float32", "over_compiled"):
-        other = find(*((own, "float32") if goal.figure == "over_float32" else ("compiled", "float32")))
+        other = find(
+            *((own, "float32") if goal.figure == "over_float32" else ("compiled", "float32"))
+        )
         if other is None or other.outcome == "failed":
             why = "it did not take part" if other is None else other.error
             return Outcome(goal, "not measured", why=f"nothing to compare with: {why}")

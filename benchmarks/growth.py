@@ -147,3 +147,28 @@ def laws(rows: Sequence[Row], device: torch.device) -> list[Growth]:
         found.append(Growth(*key, "time", "threads", exponent(scaling, least=2)))
     return found
 
+
+HEADS = (
+    "family",
+    "contestant",
+    "direction",
+    "quantity",
+    "over",
+    "exponent",
+    "beyond the cache",
+    "",
+)
+
+
+def cells(law: Growth) -> list[str]:
+    """What a table says of a law, under `HEADS`."""
+    return [
+        law.family,
+        law.contestant,
+        law.direction,
+        law.quantity,
+        law.variable,
+        "" if law.exponent is None else f"{law.exponent:.2f}",
+        "" if law.beyond_cache is None else f"{law.beyond_cache:.2f}",
+        "worse than linear" if law.marked else "",
+    ]

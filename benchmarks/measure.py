@@ -1,9 +1,10 @@
 """Measuring: the check that comes before, the rounds in which contestants take turns, and the peak of memory."""
 
 import contextlib
+import logging
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -45,6 +46,8 @@ ORDERS: dict[Direction, int] = {
 CHECKED: tuple[Direction, ...] = ("forward", "backward")
 """What must be right before anything is timed, whatever is asked for."""
 
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no GPU
+
 _COPY, _EQUAL_COPY, _MATMUL = "the large copy", "the equal copy", "the matrix product"
 _MODEL_ROUNDS = 5
 
@@ -64,7 +67,7 @@ class Settings:
 
     seconds: float = 1.0
     threads: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     contestants: tuple[str, ...] = ()
     memory: bool = True
     memory_but: tuple[str, ...] = ()
@@ -123,7 +126,13 @@ def operator_rows(
         taking_part = [c for c in contestants(problem.op) if c.name in trusted]
         findings = {(c.name, d): Finding("passed") for c in taking_part for d in directions}
     template = Row(
-        "part" if part else "operator", problem.name, "", "", type_name(dtype), layout, settings.threads
+        "part" if part else "operator",
+        problem.name,
+        "",
+        "",
+        type_name(dtype),
+        layout,
+        settings.threads,
     )
     for direction in directions:
         racing: dict[str, Contestant] = {}
@@ -230,9 +239,7 @@ def operator_peak(
     tensors = inputs(problem, dtype, layout == "channels_last", device)
     contestant = next(c for c in contestants(problem.op) if c.name == name)
     if direction == "double_backward":
-        return memory.peak_rise(
-            lambda: prepare(problem, contestant, direction, tensors)(), device
-        )
+        return memory.peak_rise(lambda: prepare(problem, contestant, direction, tensors)(), device)
     whole: Direction = "forward+backward" if direction == "backward" else direction
     return memory.peak_rise(prepare(problem, contestant, whole, tensors), device)
 
@@ -327,9 +334,7 @@ def model_peak(
     torch.set_num_threads(threads)
     of_type = getattr(torch, dtype)
     contestant = next(
-        c
-        for c in model_contestants(problem, [of_type])
-        if c.name == name and c.dtype == of_type
+        c for c in model_contestants(problem, [of_type]) if c.name == name and c.dtype == of_type
     )
     with same_random_numbers():
         call = prepare_model(problem, contestant, device).call(direction)

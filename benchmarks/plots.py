@@ -109,7 +109,8 @@ def _roofline(rows: Sequence[Row], product: float | None) -> Figure:
     roof = [min(x * copy, product or float("inf")) / 1e9 for x in xs]
     axes.plot(xs, roof, color="#23262b", linewidth=1.2)
     axes.annotate(
-        f"copy {copy / 1e9:.1f} GB/s" + (f", product {product / 1e9:.0f} GFLOP/s" if product else ""),
+        f"copy {copy / 1e9:.1f} GB/s"
+        + (f", product {product / 1e9:.0f} GFLOP/s" if product else ""),
         (xs[30], roof[30]),
         xytext=(-8, 8),
         textcoords="offset points",
@@ -132,7 +133,10 @@ def _roofline(rows: Sequence[Row], product: float | None) -> Figure:
         if key not in best or (row.seconds or 0) < (best[key].seconds or 0):
             best[key] = row
     for key, row in best.items():
-        place = ((row.arithmetic or 1) / (row.moved or 1), (row.arithmetic or 1) / (row.seconds or 1) / 1e9)
+        place = (
+            (row.arithmetic or 1) / (row.moved or 1),
+            (row.arithmetic or 1) / (row.seconds or 1) / 1e9,
+        )
         axes.annotate(key, place, xytext=(4, 3), textcoords="offset points", fontsize=5.5)
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -177,7 +181,14 @@ def _curves(axes: Axes, rows: Sequence[Row], quantity: str, variable: str) -> No
                 points.append((float(r.batch or 0), y))
         if points:
             xs, ys = zip(*sorted(set(points)), strict=True)
-            axes.plot(xs, ys, ".-", color=_LINES[i % len(_LINES)], linewidth=1, label=f"{family}, {contestant}")
+            axes.plot(
+                xs,
+                ys,
+                ".-",
+                color=_LINES[i % len(_LINES)],
+                linewidth=1,
+                label=f"{family}, {contestant}",
+            )
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(variable, fontsize=8)

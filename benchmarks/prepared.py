@@ -35,9 +35,7 @@ def timed_call(
         model = models.BY_NAME[problem]
         want = models.reference(model, direction)
         chosen = next(
-            c
-            for c in model_contestants(model, [of_type])
-            if (c.name, c.dtype) == (own, of_type)
+            c for c in model_contestants(model, [of_type]) if (c.name, c.dtype) == (own, of_type)
         )
         call, finding = model_check(model, chosen, direction, want, where)
     else:

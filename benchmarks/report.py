@@ -89,8 +89,8 @@ class Report:
                 "Growth",
                 "Exponents by least squares in the logarithms; worse: above"
                 f" {growth.WORSE_THAN_LINEAR} in pixels where data does not fit the last cache.",
-                LAWS,
-                [_law(law) for law in self.laws],
+                growth.HEADS,
+                [growth.cells(law) for law in self.laws],
             ),
         ]
         return [section for section in every if section.lines]
@@ -141,20 +141,6 @@ class Section:
 
 
 COMPARED = ("problem", "contestant", "then, ms", "now, ms", "times as fast")
-LAWS = ("family", "contestant", "direction", "quantity", "over", "exponent", "beyond the cache", "")
-
-
-def _law(law: growth.Growth) -> list[str]:
-    return [
-        law.family,
-        law.contestant,
-        law.direction,
-        law.quantity,
-        law.variable,
-        "" if law.exponent is None else f"{law.exponent:.2f}",
-        "" if law.beyond_cache is None else f"{law.beyond_cache:.2f}",
-        "worse than linear" if law.marked else "",
-    ]
 
 
 def _flat(outcome: goals.Outcome) -> dict[str, Any]:

@@ -66,7 +66,9 @@ def resolve(revision: str, tree: Path = ROOT) -> str:
     try:
         git(tree, "rev-parse", "--git-dir")
     except (OSError, subprocess.CalledProcessError) as error:
-        raise InputError(f"--base: {tree} is no git checkout; clone the repository to compare") from error
+        raise InputError(
+            f"--base: {tree} is no git checkout; clone the repository to compare"
+        ) from error
     try:
         return git(tree, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     except subprocess.CalledProcessError as error:
@@ -91,7 +93,9 @@ def build(tree: Path) -> None:
     )
     if done.returncode:
         last = [*filter(None, (done.stdout + done.stderr).splitlines()), "nothing was said"]
-        raise RunError(f"--base: its kernels can't be built: {last[-2] if len(last) > 1 else last[0]}")
+        raise RunError(
+            f"--base: its kernels can't be built: {last[-2] if len(last) > 1 else last[0]}"
+        )
 
 
 @contextlib.contextmanager

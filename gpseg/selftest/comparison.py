@@ -160,9 +160,7 @@ class Reference:
 
     @functools.cached_property
     def _firsts(self) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(
-            self._y, [*self._leaves.values()], self._dy, create_graph=True
-        )
+        return torch.autograd.grad(self._y, [*self._leaves.values()], self._dy, create_graph=True)
 
     def answers(self, order: int) -> dict[str, Tensor]:
         """As `derivatives` names them."""

@@ -21,12 +21,18 @@ from gpseg.models.two_stream import TwoStream
 from gpseg.selftest.textbook_models import GROUPED, TEXTBOOK, PlainTraining, using
 from gpseg.selftest.timing import Call, Parts, serving_backends
 from gpseg.training.device import Precision
-from gpseg.training.finetune import Finetuner, FinetuneConfig, TrainingSet
+from gpseg.training.finetune import FinetuneConfig, Finetuner, TrainingSet
 from gpseg.training.pretrain import PretrainConfig, Trainer
 
 ModelDirection = Literal["forward", "forward+backward", "step"]
 Kind = Literal[
-    "generator", "generator step", "discriminator step", "r1 step", "pre-training", "fine-tuning", "prediction"
+    "generator",
+    "generator step",
+    "discriminator step",
+    "r1 step",
+    "pre-training",
+    "fine-tuning",
+    "prediction",
 ]
 
 
@@ -175,9 +181,7 @@ class Work(Protocol):
         """What the work gives for inputs and random numbers that are the same for everybody."""
 
 
-def prepare_model(
-    problem: ModelProblem, contestant: ModelContestant, device: torch.device
-) -> Work:
+def prepare_model(problem: ModelProblem, contestant: ModelContestant, device: torch.device) -> Work:
     """Set the problem up: networks with the same weights for everybody, and what they are given."""
     torch.manual_seed(0)
     return _WORKS[problem.kind](problem, contestant, device)
@@ -227,9 +231,7 @@ class _Generating:
     def _both(self) -> tuple[Tensor, ...]:
         with self._contestant.forced():
             images = self._generator(self._z)
-            return images, *torch.autograd.grad(
-                images, [*self._generator.parameters()], self._dy
-            )
+            return images, *torch.autograd.grad(images, [*self._generator.parameters()], self._dy)
 
     def call(self, direction: ModelDirection) -> Call:
         return self._forward if direction == "forward" else self._both
@@ -384,9 +386,7 @@ class _Finetuning:
         )
         size = (problem.batch, 3, problem.resolution, problem.resolution)
         images, unlabelled = (torch.randint(256, size, dtype=torch.uint8) for _ in range(2))
-        masks = torch.randint(
-            classes.num_classes, (size[0], *size[2:]), dtype=torch.uint8
-        )
+        masks = torch.randint(classes.num_classes, (size[0], *size[2:]), dtype=torch.uint8)
         self._trainer = Finetuner(
             config,
             TrainingSet(images, masks, unlabelled, classes),
@@ -483,18 +483,15 @@ def _convolution(x: Tensor, weight: Tensor, *rest: Any, **options: Any) -> int:
     return count
 
 
-def _convolution_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, *rest: Any, **options: Any
-) -> int:
+def _convolution_backward(dy: Tensor, x: Tensor, weight: Tensor, *rest: Any, **options: Any) -> int:
     if _is_filter(weight, rest[6]):
         return 0
     count: int = flop_counter.conv_backward_flop(dy, x, weight, *rest, **options)
     return count
 
 
-# As flop_counter's own have it: they are given tensors, not sizes.
-setattr(_convolution, "_get_raw", True)  # noqa: B010
-setattr(_convolution_backward, "_get_raw", True)  # noqa: B010
+# As flop_counter has it: they are given tensors, not sizes.
+vars(_convolution)["_get_raw"] = vars(_convolution_backward)["_get_raw"] = True
 _COUNTS = {
     torch.ops.aten.convolution: _convolution,
     torch.ops.aten.convolution_backward: _convolution_backward,

@@ -37,9 +37,7 @@ def _namespace(name: str, *modules: ModuleType) -> ModuleType:
             if hasattr(module, op):
                 setattr(namespace, op, _in_nchw(getattr(module, op)))
     # Plain PyTorch has no way to leave weight gradients out.
-    vars(namespace).update(
-        setup_filter=ops.setup_filter, no_weight_grad=contextlib.nullcontext
-    )
+    vars(namespace).update(setup_filter=ops.setup_filter, no_weight_grad=contextlib.nullcontext)
     return namespace
 
 

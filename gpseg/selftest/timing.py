@@ -73,7 +73,6 @@ def serving_backends() -> list[str]:
 def compiled(op: str) -> Contestant:
     """The textbook's function through torch.compile, which has no second derivative."""
 
-
     @functools.cache
     def function() -> Callable[..., Any]:
         return torch.compile(getattr(textbook, op), dynamic=False)  # takes seconds to import
@@ -272,7 +271,7 @@ def ratios(reference: Sequence[float], own: Sequence[float]) -> tuple[float, flo
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
     """20th and 80th percentile."""
-    low, *_, high = statistics.quantiles(values, n=5)
+    low, *_, high = statistics.quantiles(values, n=5, method="inclusive")
     return low, high
 
 
