@@ -91,17 +91,18 @@ def growth_rows(
     grid += [(BATCH_SIZE, n, settings.threads) for n in batches]
     grid += [(THREAD_SIZE, 1, n) for n in thread_counts()] if sizes == SIZES else []
     for family in families:
-        right = {
-            row.contestant
-            for row in operator_rows(
-                FAMILIES[family](min(sizes), 1),
-                [d for d in CHECKED if d in directions],
-                dtype,
-                layout,
-                replace(settings, contestants=names, seconds=0.0, memory=False),
-            )
-            if row.outcome == "timed" and row.contestant in names
-        }
+        right = set()
+        for row in operator_rows(
+            FAMILIES[family](min(sizes), 1),
+            [d for d in CHECKED if d in directions],
+            dtype,
+            layout,
+            replace(settings, contestants=names, seconds=0.0, memory=False),
+        ):
+            if row.outcome == "failed":
+                yield replace(row, kind="growth", problem=family, size=min(sizes), batch=1)
+            elif row.contestant in names:
+                right.add(row.contestant)
         for size, batch, threads in dict.fromkeys(grid):
             yield from (
                 replace(row, kind="growth", problem=family, size=size, batch=batch)

@@ -78,6 +78,8 @@ def _bars(rows: Sequence[Row]) -> Figure:
         y += 1
     axes.axvline(1, color=_colour("textbook"), linewidth=1)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}×")
+    axes.xaxis.set_minor_formatter("")
     right = max((r.ratio_high or 1) for r in rows)
     axes.set_xlim(min(0.8, *((r.ratio_low or 1) * 0.8 for r in rows)), max(2, right * 2.2))
     axes.set_yticks([*ticks.values()], [*ticks], fontsize=7)

@@ -1,5 +1,6 @@
 """What this machine does at best: the last cache, a copy and a matrix product, as torch has them."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +20,9 @@ def last_cache(device: torch.device) -> int:
     return max((int(size.rstrip("K")) * 1024 for size in sizes), default=_UNKNOWN)
 
 
+@functools.cache
 def large_copy(device: torch.device) -> tuple[Callable[[], object], int]:
-    """`y.copy_(x)` of tensors four times the last cache each, up to 256 MiB; with the bytes it reads and writes."""
+    """`y.copy_(x)` of tensors, kept from then on, four times the last cache each, up to 256 MiB; with the bytes it reads and writes."""
     return equal_copy(2 * min(4 * last_cache(device), _LARGEST), device)
 
 

@@ -165,7 +165,7 @@ def model_contestants(
     ]
 
 
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 0.15}
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3, torch.bfloat16: 0.2}
 """Relative root-mean-square error that results and gradients of a whole model may have against the textbook with features
 in float64, by the features' type. What lies before and after the features is float32 for all; and where rounding puts
 single elements on the other side of a kink, the slope there is another one."""
@@ -275,7 +275,9 @@ class _Pretraining:
         _audible(self._training.generator)
         size = (problem.batch, 3, problem.resolution, problem.resolution)
         self._images = torch.randint(256, size, dtype=torch.uint8)
-        self._reals, self._fakes = (torch.rand(size).to(device) * 2 - 1 for _ in range(2))
+        self._reals = torch.rand(size).to(device) * 2 - 1
+        # Pale: of fakes like the reals a new discriminator's gradients would all but cancel.
+        self._fakes = torch.rand(size).to(device) / 2 - 0.25
 
     def _generator_step(self) -> Tensor:
         training = self._training
