@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils import flop_counter
 
 from gpseg import ops
@@ -275,9 +276,11 @@ class _Pretraining:
         _audible(self._training.generator)
         size = (problem.batch, 3, problem.resolution, problem.resolution)
         self._images = torch.randint(256, size, dtype=torch.uint8)
-        self._reals = torch.rand(size).to(device) * 2 - 1
-        # Pale: of fakes like the reals a new discriminator's gradients would all but cancel.
-        self._fakes = torch.rand(size).to(device) / 2 - 0.25
+        # Smooth, so that samples differ in more than noise, of which a minibatch's deviation would consist; and the
+        # fakes pale, as of two of a kind a new discriminator's gradients would all but cancel.
+        coarse = torch.rand(2, problem.batch, 3, 4, 4).mul(2).sub(1)
+        reals, fakes = (functional.interpolate(t, size[2:], mode="bicubic") for t in coarse)
+        self._reals, self._fakes = reals.to(device), (fakes / 4).to(device)
 
     def _generator_step(self) -> Tensor:
         training = self._training
