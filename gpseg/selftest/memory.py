@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from gpseg import ops
 from gpseg.errors import RunError
 
 Result = TypeVar("Result")
@@ -33,7 +34,7 @@ def peak_rise(call: Callable[[], object], device: torch.device) -> int:
     """Bytes by which the memory in use rises, at its peak during a call, over what is in use before it.
 
     The call is made once before, so that code, compilers' caches and what is allocated once and for all are not
-    counted; what the allocator keeps of that is given back to the system first. On the CPU it is the resident set as
+    counted; what allocators keep of that is given back to the system first. On the CPU it is the resident set as
     Linux has it (`VmHWM`), on a GPU what torch's allocator has given out. To be called in a process that has done
     nothing else: see `in_fresh_process`.
     """
@@ -50,6 +51,8 @@ def peak_rise(call: Callable[[], object], device: torch.device) -> int:
         # Every large block is one of the system's own: it goes back when it is freed.
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)
     call()
+    # What gpseg keeps of freed results, for the next ones, counts as what it takes.
+    getattr(ops, "empty_cpu_cache", lambda: None)()
     with contextlib.suppress(AttributeError):
         libc.malloc_trim(0)
     # 5: the peak is from now on (Linux, proc(5))

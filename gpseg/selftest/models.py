@@ -4,7 +4,7 @@ import contextlib
 import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Protocol
@@ -264,6 +264,8 @@ class _Pretraining:
             channel_max=problem.channel_max,
             z_dim=problem.z_dim,
             mapping_layers=problem.mapping_layers,
+            # a matter of the whole step, which draws where styles change
+            style_mixing=0.9 if problem.kind == "pre-training" else 0.0,
             precision=_precision(contestant.dtype),
         )
         self._training: Trainer | PlainTraining
@@ -345,7 +347,7 @@ class _Pretraining:
         return self.call("step")
 
     def results(self, direction: ModelDirection) -> dict[str, Tensor]:
-        """Losses and gradients of each step by itself, for given fakes and without augmentation."""
+        """Losses and gradients of each step by itself, for given fakes, without augmentation and mixing."""
         training = self._training
         steps: dict[str, tuple[Call, nn.Module]] = {
             "generator step": (self._generator_step, training.generator),
@@ -358,8 +360,8 @@ class _Pretraining:
         if self._kind != "pre-training":
             steps = {self._kind: steps[self._kind]}
         results: dict[str, Tensor] = {}
-        augment = training.config.augment
-        training.config.augment = "none"
+        config = training.config
+        training.config = replace(config, augment="none", style_mixing=0.0)
         for name, (step, model) in steps.items():
             before = copy.deepcopy(training.discriminator.state_dict())
             torch.manual_seed(1)
@@ -371,7 +373,7 @@ class _Pretraining:
             results[f"loss of the {name}"] = loss
             results[f"gradient of the {name}"] = _gradient([*model.parameters()])
             training.discriminator.load_state_dict(before)
-        training.config.augment = augment
+        training.config = config
         return results
 
 
