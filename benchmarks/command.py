@@ -49,7 +49,7 @@ class BenchmarkConfig:
     scaling: bool = False
     """Measure how time and memory grow with pixels, batch and threads, and nothing else unless problems are named."""
     goals: bool = False
-    """Measure what the goals need and nothing else, and say which are met; on two threads, about a quarter of an hour."""
+    """Measure what the goals need and nothing else, on two threads, and say which are met."""
     threads: int | None = None
     """Threads of the CPU. Default: as many as torch takes; with --goals two."""
     seconds: float = 1.0
@@ -162,18 +162,11 @@ def _measure(
     race = ""
     for row in _rows(config, settings, operators, whole):
         report.rows.append(row)
-        if race != _title(row):
-            race = _title(row)
+        if race != row.race:
+            race = row.race
             print(f"\n{race}")
             rows.write(folder / rows.NAME, report.environment, report.rows)
         print(tables.text(row), flush=True)
-
-
-def _title(row: Row) -> str:
-    if row.kind == "model":
-        return f"{row.problem} {row.direction}"
-    size = f", {row.size} px, batch {row.batch}, {row.threads} threads" if row.size else ""
-    return f"{row.problem}{size} {row.direction} {row.dtype}"
 
 
 def _rows(

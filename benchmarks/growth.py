@@ -105,7 +105,14 @@ def growth_rows(
                 right.add(row.contestant)
         for size, batch, threads in dict.fromkeys(grid):
             yield from (
-                replace(row, kind="growth", problem=family, size=size, batch=batch)
+                replace(
+                    row,
+                    kind="growth",
+                    race=f"{row.race}, {threads} threads",
+                    problem=family,
+                    size=size,
+                    batch=batch,
+                )
                 for row in operator_rows(
                     FAMILIES[family](size, batch),
                     directions,

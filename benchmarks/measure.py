@@ -115,7 +115,7 @@ def operator_rows(
     torch.compiler.reset()
     torch.set_num_threads(settings.threads)
     drawn = {
-        name: inputs(problem, dtype, name == "channels_last", settings.device)
+        name: on(settings.device, inputs(problem, dtype, name == "channels_last"))
         for name in ("nchw", "channels_last")
     }
     if trusted is None:
@@ -125,17 +125,7 @@ def operator_rows(
     else:
         taking_part = [c for c in contestants(problem.op) if c.name in trusted]
         findings = {(c.name, d): Finding("passed") for c in taking_part for d in directions}
-    template = Row(
-        "part" if part else "operator",
-        problem.name,
-        "",
-        "",
-        type_name(dtype),
-        layout,
-        settings.threads,
-    )
     for direction in directions:
-        racing: dict[str, Contestant] = {}
         rows: list[Row] = []
         calls: dict[str, Call] = {}
         for c in taking_part:
@@ -143,11 +133,15 @@ def operator_rows(
                 continue
             own = [f for (name, _), f in findings.items() if name == c.name]
             finding = findings[c.name, direction]
-            row = replace(
-                template,
-                contestant=c.name,
-                direction=direction,
-                layout=c.layout or layout,
+            row = Row(
+                "part" if part else "operator",
+                f"{problem.name} {direction} {type_name(dtype)} {layout}",
+                problem.name,
+                c.name,
+                direction,
+                type_name(dtype),
+                c.layout or layout,
+                settings.threads,
                 deviation=finding.error,
                 tolerance=finding.tolerance,
             )
@@ -157,7 +151,6 @@ def operator_rows(
                 continue
             tensors = drawn[c.layout or layout]
             calls[c.name] = prepare(problem, c, direction, tensors)
-            racing[c.name] = c
             rows.append(row)
         moved = work.bytes_moved(problem, dtype, direction)
         count = work.operations(problem, direction)
@@ -178,6 +171,11 @@ def operator_rows(
 
         for row in _with_memory(rows, settings, peak):
             yield replace(row, arithmetic=arithmetic)
+
+
+def on(device: torch.device, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The numbers that the CPU draws, on a device."""
+    return {k: t.detach().to(device).requires_grad_() for k, t in tensors.items()}
 
 
 def _checked(
@@ -264,7 +262,7 @@ def model_rows(
     for direction in directions:
         torch.compiler.reset()
         torch.set_num_threads(settings.threads)
-        want = models.reference(problem, direction)
+        want = models.reference(problem, direction, settings.device)
         rows: list[Row] = []
         calls: dict[str, Call] = {}
         for c in model_contestants(problem, dtypes):
@@ -272,6 +270,7 @@ def model_rows(
                 continue
             row = Row(
                 "model",
+                f"{problem.name} {direction}",
                 problem.name,
                 c.name,
                 direction,

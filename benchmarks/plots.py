@@ -52,9 +52,7 @@ def ratios(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
 def _bars(rows: Sequence[Row]) -> Figure:
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        key = f"{row.problem} {row.direction}"
-        key += "" if row.kind == "model" else f" {row.dtype}"
-        groups.setdefault(key, []).append(row)
+        groups.setdefault(row.race, []).append(row)
     height = sum(len(g) + 1 for g in groups.values())
     figure = Figure(figsize=(9.5, 0.8 + 0.19 * height), layout="constrained")
     axes = figure.subplots()

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import check, model_check
+from benchmarks.measure import check, model_check, on
 from gpseg.errors import RunError
 from gpseg.selftest import models
 from gpseg.selftest.checks import Finding
@@ -33,7 +33,7 @@ def timed_call(
     timer = on_gpu(where) if where.type == "cuda" else on_cpu()
     if problem in models.BY_NAME:
         model = models.BY_NAME[problem]
-        want = models.reference(model, direction)
+        want = models.reference(model, direction, where)
         chosen = next(
             c for c in model_contestants(model, [of_type]) if (c.name, c.dtype) == (own, of_type)
         )
@@ -41,7 +41,7 @@ def timed_call(
     else:
         operator = by_name(problem)
         contestant = next(c for c in contestants(operator.op) if c.name == own)
-        tensors = inputs(operator, of_type, layout == "channels_last", where)
+        tensors = on(where, inputs(operator, of_type, layout == "channels_last"))
         finding = check(operator, contestant, direction, tensors, Reference(operator, of_type))
         call = prepare(operator, contestant, direction, tensors)
     if call is None or finding.outcome != "passed":

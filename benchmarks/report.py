@@ -158,7 +158,7 @@ def compare(now: Sequence[Row], then: Sequence[Row]) -> list[list[str]]:
             continue
         lines.append(
             [
-                f"{row.problem} {row.direction} {row.dtype} {row.layout}",
+                row.race,
                 row.contestant,
                 f"{old.seconds * 1e3:.3g}",
                 f"{row.seconds * 1e3:.3g}",

@@ -23,6 +23,7 @@ class Row:
 
     Args:
         kind: what is measured: an operator, a part of one, a whole model, or growth with size or threads.
+        race: what all that are compared have in common, in words.
         problem, contestant: their names.
         direction: forward, backward, forward+backward, double_backward, or step.
         dtype: of images, or of a model's features.
@@ -49,6 +50,7 @@ class Row:
     """
 
     kind: Literal["operator", "part", "model", "growth"]
+    race: str
     problem: str
     contestant: str
     direction: str
@@ -83,21 +85,9 @@ class Row:
     batch: int | None = None
 
     @property
-    def race(self) -> tuple[str, str, str, int]:
-        """What it shares with those it is compared with: problem, direction, layout and threads."""
-        return self.problem, self.direction, self.layout, self.threads
-
-    @property
-    def identity(self) -> tuple[str, str, str, str, str, int]:
+    def identity(self) -> tuple[str, str, str, int]:
         """What tells it from every other row of a file."""
-        return (
-            self.problem,
-            self.contestant,
-            self.direction,
-            self.dtype,
-            self.layout,
-            self.threads,
-        )
+        return self.race, self.contestant, self.dtype, self.threads
 
 
 def write(path: Path, environment: dict[str, Any], rows: Sequence[Row], **more: Any) -> None:

@@ -45,18 +45,9 @@ def _ms(seconds: float) -> str:
 
 
 def races(rows: Iterable[Row]) -> Iterator[tuple[str, list[Row]]]:
-    """Rows that are compared with each other, under a title; they lie next to each other."""
-    for _, group in groupby(rows, key=lambda r: (r.problem, r.direction, r.threads, r.kind)):
-        members = list(group)
-        yield title(members), members
-
-
-def title(rows: Sequence[Row]) -> str:
-    """Of rows that are compared: problem, direction, type and layout of those that are free to choose."""
-    row = next((r for r in rows if r.contestant not in ("textbook", "eager")), rows[-1])
-    if row.kind == "model":
-        return f"{row.problem} {row.direction}"
-    return f"{row.problem} {row.direction} {row.dtype} {row.layout}"
+    """Rows that are compared with each other, which lie next to each other, under what they have in common."""
+    for race, members in groupby(rows, key=lambda r: r.race):
+        yield race, list(members)
 
 
 _WIDTHS = (20, 29, 26, 16, 24, 14)

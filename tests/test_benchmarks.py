@@ -39,7 +39,7 @@ def outcome(*args: str) -> int:
 
 def row(problem: str = "p", contestant: str = "cpp", **more: Any) -> Row:
     known: dict[str, Any] = {"kind": "operator", "direction": "forward", "dtype": "float32"}
-    known |= {"layout": "nchw", "threads": 2}
+    known |= {"race": f"{problem} forward", "layout": "nchw", "threads": 2}
     return Row(problem=problem, contestant=contestant, **{**known, **more})
 
 
@@ -78,7 +78,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert f"torch {torch.__version__}" in lines[1]
-    assert "to-rgb forward float32" in lines
+    assert "to-rgb forward float32 nchw" in lines
     assert [line.split()[0] for line in lines[6:8]] == ["textbook", "eager"]
     return folder
 

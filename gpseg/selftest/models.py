@@ -188,10 +188,12 @@ def prepare_model(problem: ModelProblem, contestant: ModelContestant, device: to
     return _WORKS[problem.kind](problem, contestant, device)
 
 
-def reference(problem: ModelProblem, direction: ModelDirection) -> dict[str, Tensor]:
-    """The results of the textbook with features in float64, on the CPU."""
+def reference(
+    problem: ModelProblem, direction: ModelDirection, device: torch.device
+) -> dict[str, Tensor]:
+    """The results of the textbook with features in float64, on a device, as each kind draws numbers of its own."""
     exact = ModelContestant("reference", torch.float64, TEXTBOOK)
-    return prepare_model(problem, exact, torch.device("cpu")).results(direction)
+    return prepare_model(problem, exact, device).results(direction)
 
 
 def _gradient(parameters: Sequence[Tensor]) -> Tensor:

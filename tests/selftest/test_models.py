@@ -39,7 +39,7 @@ def test_every_problem_has_a_tiny_one_and_a_name_of_its_own() -> None:
 
 @pytest.mark.parametrize(("problem", "direction"), RACES)
 def test_everybody_computes_the_same(problem: ModelProblem, direction: ModelDirection) -> None:
-    want = reference(problem, direction)
+    want = reference(problem, direction, CPU)
     for contestant in model_contestants(problem, [torch.float32, torch.bfloat16]):
         if contestant.compiled:
             continue
