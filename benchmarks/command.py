@@ -91,7 +91,7 @@ def benchmark(config: BenchmarkConfig) -> None:
         _judge(report)
     if config.scaling:
         report.laws = growth.laws(report.rows, settings.device)
-        _print_table(growth.HEADS, [growth.cells(law) for law in report.laws])
+        _print_table(growth.HEADS, growth.lines(report.laws))
     if earlier is not None:
         report.earlier = str(config.compare)
         report.compared = compare(report.rows, earlier)

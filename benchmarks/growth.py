@@ -156,27 +156,37 @@ def laws(rows: Sequence[Row], device: torch.device) -> list[Growth]:
     return found
 
 
+_COLUMNS = (
+    ("time", "pixels"),
+    ("memory", "pixels"),
+    ("time", "batch"),
+    ("memory", "batch"),
+    ("time", "threads"),
+)
 HEADS = (
     "family",
     "contestant",
     "direction",
-    "quantity",
-    "over",
-    "exponent",
-    "beyond the cache",
+    *(f"{quantity} over {variable}" for quantity, variable in _COLUMNS),
     "",
 )
 
 
-def cells(law: Growth) -> list[str]:
-    """What a table says of a law, under `HEADS`."""
-    return [
-        law.family,
-        law.contestant,
-        law.direction,
-        law.quantity,
-        law.variable,
-        "" if law.exponent is None else f"{law.exponent:.2f}",
-        "" if law.beyond_cache is None else f"{law.beyond_cache:.2f}",
-        "worse than linear" if law.marked else "",
-    ]
+def lines(laws: Sequence[Growth]) -> list[list[str]]:
+    """What a table says of laws, under `HEADS`: exponents, those beyond the cache in brackets."""
+    table = []
+    for key in dict.fromkeys((law.family, law.contestant, law.direction) for law in laws):
+        own = [law for law in laws if (law.family, law.contestant, law.direction) == key]
+        by_column = {(law.quantity, law.variable): law for law in own}
+        cells = [_exponents(by_column.get(column)) for column in _COLUMNS]
+        worse = [law.quantity for law in own if law.marked]
+        mark = f"worse than linear in pixels: {' and '.join(worse)}" if worse else ""
+        table.append([*key, *cells, mark])
+    return table
+
+
+def _exponents(law: Growth | None) -> str:
+    if law is None or law.exponent is None:
+        return ""
+    beyond = "" if law.beyond_cache is None else f" ({law.beyond_cache:.2f})"
+    return f"{law.exponent:.2f}{beyond}"

@@ -198,6 +198,6 @@ def _curves(axes: Axes, rows: Sequence[Row], quantity: str, variable: str) -> No
 
 def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=7)
+    axes.tick_params(which="both", labelsize=7)
     axes.grid(True, axis="both", color="#e2e2dc", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -87,10 +87,10 @@ class Report:
             ),
             Section(
                 "Growth",
-                "Exponents by least squares in the logarithms; worse: above"
-                f" {growth.WORSE_THAN_LINEAR} in pixels where data does not fit the last cache.",
+                "Exponents by least squares in the logarithms, in brackets over the sizes that do not fit the last cache;"
+                f" worse than linear is above {growth.WORSE_THAN_LINEAR} there.",
                 growth.HEADS,
-                [growth.cells(law) for law in self.laws],
+                growth.lines(self.laws),
             ),
         ]
         return [section for section in every if section.lines]

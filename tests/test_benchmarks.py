@@ -243,7 +243,10 @@ class TestGrowth:
         assert found["bad", "time", "pixels"].beyond_cache == pytest.approx(1.2)
         assert [k for k, g in found.items() if g.marked] == [("bad", "time", "pixels")]
         assert found["bad", "memory", "pixels"].exponent == pytest.approx(1)
-        assert "worse than linear" in growth.cells(found["bad", "time", "pixels"])
+        good, bad = growth.lines([*found.values()])
+        assert (good[0], good[-1]) == ("good", "")
+        assert (bad[0], bad[-1]) == ("bad", "worse than linear in pixels: time")
+        assert bad[3].endswith("(1.20)")
 
     def test_is_measured(self) -> None:
         settings = Settings(0.0, contestants=("cpp",), memory=False)
