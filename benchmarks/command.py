@@ -74,6 +74,10 @@ def benchmark(config: BenchmarkConfig) -> None:
         InputError: an option is wrong.
         RunError: a contestant gave wrong results, or another revision could not be measured.
     """
+    if config.base is not None and (config.goals or config.scaling or config.contestants):
+        raise InputError(
+            "--base: goes with problems, not with --goals, --scaling or --contestants; leave these out"
+        )
     settings = _settings(config)
     operators, whole = _problems(config)
     commit = None if config.base is None else revision.resolve(config.base)

@@ -165,7 +165,8 @@ def rows_for_goals(settings: Settings) -> Iterator[Row]:
             yield from operator_rows(problem, directions, torch.float32, "nchw", needed)
     for model in MODELS:
         asked = [d for d in model.directions if (model.name, d) in wanted]
-        memory = replace(needed, memory=model.name in of_memory, memory_but=("compiled",))
+        weighed = settings.memory and model.name in of_memory
+        memory = replace(needed, memory=weighed, memory_but=("compiled",))
         if asked:
             yield from model_rows(model, asked, [torch.bfloat16], memory)
 

@@ -134,6 +134,7 @@ class TestARun:
         (["upsample"], "no problem upsample; there are: upsample2d-256"),
         (["to-rgb", "--contestants", "c++"], "no contestant c++ here; there are: textbook"),
         (["to-rgb", "--threads", "0"], "--threads 0: give 1 or more"),
+        (["--base", "HEAD", "--goals"], "--base: goes with problems, not with --goals"),
         (["to-rgb", "--base", "nowhere"], "--base nowhere: no such revision"),
         (["to-rgb", "--compare", "nowhere.json"], "nowhere.json: can't be read"),
         (["to-rgb", "--compare", "pyproject.toml"], "not a file of results"),
