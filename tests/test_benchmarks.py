@@ -24,6 +24,7 @@ from gpseg.commandline import run
 from gpseg.errors import InputError, RunError
 from gpseg.selftest import models, problems
 from gpseg.selftest.problems import by_name
+from gpseg.selftest.timing import serving_backends
 
 ROOT = Path(__file__).parents[1]
 EAGER = type(backends.get("eager"))
@@ -313,6 +314,50 @@ class TestGoals:
         failed = row(outcome="failed", error="y is wrong")
         found = judge(self.goal, [failed], "cpp", [])
         assert (found.verdict, found.why) == ("not measured", "cpp failed: y is wrong")
+
+
+def test_goals_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ratio: dict[str, Any] = {"seconds": 1.0, "seconds_low": 1.0, "seconds_high": 1.0, "ratio": 7.0}
+    fast = row("filter2d-256", serving_backends()[0], **ratio, ratio_low=6.5, ratio_high=8.0)
+    monkeypatch.setattr(goals, "rows_for_goals", lambda settings: iter([fast]))
+    folder = tmp_path / "out"
+    assert outcome("--goals", "--out", str(folder)) == 0
+    said = capsys.readouterr().out
+    line = next(line for line in said.splitlines() if line.startswith("filter2d  "))
+    assert line.split()[1:] == [
+        "filter2d-256",
+        "forward",
+        "≥",
+        "6.00×",
+        "7.00×",
+        "[6.50,",
+        "8.00]",
+        "met",
+    ]
+    assert any(line.startswith("1 met, ") for line in said.splitlines())
+    told = json.loads((folder / "results.json").read_text())["goals"]
+    assert len(told) == len(GOALS)
+    assert [g["value"] for g in told if g["verdict"] == "met"] == [7.0]
+    assert "## Goals" in (folder / "report.md").read_text()
+    assert '<td class="good">met</td>' in (folder / "report.html").read_text()
+
+
+def test_growth_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def small(*arguments: Any) -> Any:
+        return measure_growth(["bias_act"], *arguments[1:], (8, 16, 32), (1,))
+
+    measure_growth = growth.growth_rows
+    monkeypatch.setattr(growth, "growth_rows", small)
+    options = ["--directions", "forward", "--seconds", "0", "--threads", "1", "--no-memory"]
+    assert outcome("--scaling", *options, "--out", str(tmp_path / "out")) == 0
+    assert "bias_act, 8 px, batch 1 forward float32 nchw, 1 threads" in capsys.readouterr().out
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {(g["family"], g["variable"]) for g in content["growth"]} >= {("bias_act", "pixels")}
+    assert Page((tmp_path / "out" / "report.html").read_text()).counts["svg"] == 1
 
 
 def git(folder: Path, *arguments: str) -> str:
