@@ -4,7 +4,6 @@ them, in turn."""
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from gpseg.selftest.timing import (
     Direction,
     Timer,
     Timing,
+    compiled,
     inputs,
     interleaved,
     prepare,
@@ -124,8 +124,7 @@ def _contestants(
     yield Contestant("textbook, nchw", textbook), "nchw"
     yield Contestant("textbook, channels_last", textbook), "channels_last"
     torch.compiler.reset()  # or it would give up after a few problems
-    compiled = SimpleNamespace(**{op: torch.compile(getattr(textbook, op), dynamic=False)})
-    yield Contestant("compiled", compiled), race.layout
+    yield compiled(op), race.layout
     if hasattr(grouped, op):
         yield Contestant("grouped", grouped), race.layout
     for backend in backends:

@@ -98,7 +98,7 @@ class CheckResult:
     finding: Finding
 
 
-def _judged(errors: Mapping[str, float], most: float) -> Finding:
+def judged(errors: Mapping[str, float], most: float) -> Finding:
     """Whether the errors, by tensor, are all at most `most`."""
     worst = max(errors, key=lambda name: (not math.isfinite(errors[name]), errors[name]))
     error = errors[worst]
@@ -114,7 +114,7 @@ def _same(got: Sequence[Tensor], want: Sequence[Tensor]) -> Finding:
         f"tensor {i}": 0.0 if torch.equal(g, w) else max(relative_rms(g, w), 1e-30)
         for i, (g, w) in enumerate(zip(got, want, strict=True))
     }
-    return _judged(errors, 0.0)
+    return judged(errors, 0.0)
 
 
 def _textbook(case: Case) -> Finding:
@@ -125,7 +125,7 @@ def _textbook(case: Case) -> Finding:
         return Finding("failed", detail=wrong[0])
     want = wanted(case.problem, dtype, order)
     errors = {name: relative_rms(t, want[name]) for name, t in got.items()}
-    return _judged(errors, tolerance(problem, dtype, order))
+    return judged(errors, tolerance(problem, dtype, order))
 
 
 def _autocast(case: Case) -> Finding:
@@ -138,7 +138,7 @@ def _autocast(case: Case) -> Finding:
     if got.dtype != expected:
         return Finding("failed", detail=f"y is {got.dtype}, not {expected}")
     error = relative_rms(got, wanted(case.problem, dtype, FORWARD)["y"])
-    return _judged({"y": error}, tolerance(problem, expected, FORWARD))
+    return judged({"y": error}, tolerance(problem, expected, FORWARD))
 
 
 class _Step:
@@ -287,7 +287,7 @@ def rows(case: Case) -> Iterator[CheckResult]:
 
 def _found(case: Case) -> Finding:
     try:
-        with _strict(), ops.use_backend(case.backend):
+        with strict(), ops.use_backend(case.backend):
             return CHECKS[case.check](case)
     except torch.OutOfMemoryError:
         return Finding("skipped", detail="not enough memory")
@@ -301,7 +301,7 @@ def one_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _strict() -> Iterator[None]:
+def strict() -> Iterator[None]:
     """Uninitialised memory is NaN, so that an output that no kernel wrote shows; float32 is float32, not TF32; torch's
     own operators are as repeatable as they can be."""
     precision = torch.get_float32_matmul_precision()

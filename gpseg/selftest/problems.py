@@ -1,8 +1,7 @@
 """The one list of named problems: operators with sizes, for tests, benchmarks and documentation alike."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ SYM6 = (
 
 @dataclass(frozen=True)
 class Problem:
-    """One call of an operator of `gpseg.ops`.
+    """One call of an operator of `gpseg.ops`, or of a part of one as in `gpseg.selftest.parts`.
 
     Args:
         name: as tests, tables and documentation call it.
@@ -81,7 +80,7 @@ class Problem:
         f = None if self.taps is None else ops.setup_filter(self.taps, separable=self.separable)
         return {**self.options, filter_name: None if f is None else f.to(device)}
 
-    def call(self, module: ModuleType, tensors: Mapping[str, Tensor]) -> Tensor:
+    def call(self, module: Any, tensors: Mapping[str, Tensor]) -> Tensor:
         """Call the operator as `module` has it: `gpseg.ops` or something that follows its signatures."""
         arguments = self.arguments(tensors["x"].device)
         y: Tensor = getattr(module, self.op)(**tensors, **arguments)
@@ -268,7 +267,63 @@ LAYERS = tuple(p for n in (8, 16) for size in (64, 256, 512, 1024) for p in _syn
 """StyleGAN2's synthesis layers, from those ruled by arithmetic to those ruled by traffic."""
 
 
-BY_NAME = {p.name: p for p in (*SMALL, *ODD, *NAMED, *LARGE, *LAYERS)}
+def _epilogue(n: int, o: int, size: int) -> dict[str, Any]:
+    """Sizes and options of `fir_epilogue` as the synthesis layer with up = 2 that is `size` pixels wide has it."""
+    return {
+        "op": "fir_epilogue",
+        "sizes": {
+            "x": (n, o, size + 1, size + 1),
+            "demodulation": (n, o),
+            "bias": (o,),
+            "noise": (size, size),
+        },
+        "options": {"clamp": 256.0},
+        "taps": BINOMIAL,
+    }
+
+
+PARTS = (
+    Problem("epilogue-up-64", **_epilogue(4, 64, 64)),
+    Problem("epilogue-up-256", **_epilogue(1, 32, 256)),
+)
+"""What follows the convolution in `layer-up-64` and `layer-up-256`: there is no operator for it alone, and no gradient."""
+
+
+def _family(name: str, size: int, n: int, **described: Any) -> Problem:
+    return Problem(f"{name}, {size} px, batch {n}", **described)
+
+
+FAMILIES: dict[str, Callable[[int, int], Problem]] = {
+    "upsample2d": lambda size, n: _family(
+        "upsample2d", size, n, op="upsample2d", sizes={"x": (n, 32, size, size)}, taps=BINOMIAL
+    ),
+    "downsample2d": lambda size, n: _family(
+        "downsample2d", size, n, op="downsample2d", sizes={"x": (n, 32, size, size)}, taps=BINOMIAL
+    ),
+    "filter2d": lambda size, n: _family(
+        "filter2d", size, n, op="filter2d", sizes={"x": (n, 32, size, size)}, taps=BINOMIAL
+    ),
+    "bias_act": lambda size, n: _family(
+        "bias_act",
+        size,
+        n,
+        op="bias_act",
+        sizes={"x": (n, 32, size, size), "b": (32,)},
+        options={"act": "lrelu", "clamp": 256.0},
+    ),
+    "layer": lambda size, n: _family("layer", size, n, **_layer(n, 32, 32, size, 3, clamp=256.0)),
+    "layer-up": lambda size, n: _family(
+        "layer-up", size, n, **_layer(n, 32, 32, size, 3, up=2, clamp=256.0)
+    ),
+    "to-rgb": lambda size, n: _family(
+        "to-rgb", size, n, **_layer(n, 32, 3, size, 1, demodulate=False, act="linear", clamp=256.0)
+    ),
+}
+"""By name, problems of 32 channels at any size in pixels (of the images that an operator takes, of those that a layer
+gives) and batch: how time and memory grow."""
+
+
+BY_NAME = {p.name: p for p in (*SMALL, *ODD, *NAMED, *PARTS, *LARGE, *LAYERS)}
 
 
 def by_name(name: str) -> Problem:

@@ -105,7 +105,7 @@ class Report:
         }
         try:
             with replacing(path) as temporary:
-                temporary.write_text(_json(content))
+                temporary.write_text(dump(content))
         except OSError as error:
             raise InputError(f"--out {path}: can't be written ({error.strerror})") from error
 
@@ -124,8 +124,8 @@ def _flat_race(row: RaceResult) -> dict[str, Any]:
     return {**dataclasses.asdict(race), "problem": race.problem.name, **flat, **measured}
 
 
-def _json(content: dict[str, Any]) -> str:
-    """JSON with each row of a list on a line of its own."""
+def dump(content: dict[str, Any]) -> str:
+    """A file's text: JSON with each row of a list on a line of its own."""
     members = []
     for key, value in content.items():
         if isinstance(value, list):

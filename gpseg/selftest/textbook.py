@@ -206,11 +206,21 @@ def modulated_conv2d(
     return modulated_conv2d_act(x, weight, styles, noise=noise, act="linear", **options)
 
 
+def fir_epilogue(
+    x: Tensor, demodulation: Tensor, bias: Tensor, noise: Tensor, *, f: Tensor, clamp: float
+) -> Tensor:
+    """`gpseg.selftest.parts.fir_epilogue`: what `modulated_conv2d_act` with up = 2 does after its convolution."""
+    x = upfirdn2d(x, f, padding=1, gain=4)
+    x = x * demodulation[:, :, None, None].to(x.dtype) + noise
+    return bias_act(x, bias, 1, "lrelu", clamp=clamp)
+
+
 __all__ = [
     "bias_act",
     "conv2d_resample",
     "downsample2d",
     "filter2d",
+    "fir_epilogue",
     "modulated_conv2d",
     "modulated_conv2d_act",
     "upfirdn2d",

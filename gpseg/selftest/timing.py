@@ -1,12 +1,14 @@
 """What is measured and how: the same calls and the same clocks for every benchmark."""
 
 import contextlib
+import functools
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -14,12 +16,13 @@ from torch import Tensor
 
 from gpseg import ops
 from gpseg.backends import NAMES, measured, routes
-from gpseg.selftest import textbook
+from gpseg.selftest import grouped, parts, textbook
+from gpseg.selftest.comparison import draws
 from gpseg.selftest.problems import Problem
 
 Call = Callable[[], object]
 Timer = Callable[[Call], float]
-Direction = Literal["forward", "backward", "forward+backward"]
+Direction = Literal["forward", "backward", "forward+backward", "double_backward"]
 DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
 BLOCK = 0.05  # seconds
 
@@ -37,6 +40,8 @@ class Contestant:
         backend: forced for `gpseg.ops`; None for none.
         route: forced for `gpseg.ops`, as in `gpseg.backends.routes`; None for none.
         measure: choices are made by measurement, as with `gpseg.ops.benchmark`.
+        layout: of what it is given, whatever the others get; None for the same as they.
+        directions: what it can do; None for everything.
     """
 
     name: str
@@ -44,6 +49,8 @@ class Contestant:
     backend: str | None = None
     route: str | None = None
     measure: bool = False
+    layout: str | None = None
+    directions: tuple[Direction, ...] | None = None
 
     @contextlib.contextmanager
     def forced(self) -> Iterator[None]:
@@ -63,10 +70,40 @@ def serving_backends() -> list[str]:
     return [name for name in NAMES[: NAMES.index("eager") + 1] if state[name] is None]
 
 
-def contestants() -> list[Contestant]:
-    """The textbook composition, and every backend that serves by itself."""
-    own = [Contestant(name, ops, name) for name in serving_backends()]
-    return [Contestant("textbook", textbook), *own]
+def compiled(op: str) -> Contestant:
+    """The textbook's function through torch.compile, which has no second derivative."""
+
+    @functools.cache
+    def function() -> Callable[..., Any]:
+        return torch.compile(getattr(textbook, op), dynamic=False)  # takes seconds to import
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        return function()(*arguments, **options)
+
+    return Contestant(
+        "compiled",
+        SimpleNamespace(**{op: call}),
+        directions=("forward", "backward", "forward+backward"),
+    )
+
+
+def contestants(op: str) -> list[Contestant]:
+    """Every reasonable way of calling an operator: the textbook in NCHW, which the others are compared with; the same
+    compiled; grouped convolution where it convolves with styles; and every backend that serves by itself, eager in
+    channels_last.
+
+    Call `torch.compiler.reset()` between problems, or torch gives up compiling after a few.
+    """
+    own = ops if hasattr(ops, op) else parts
+    return [
+        Contestant("textbook", textbook, layout="nchw"),
+        compiled(op),
+        *([Contestant("grouped", grouped)] if hasattr(grouped, op) else []),
+        *(
+            Contestant(name, own, name, layout="channels_last" if name == "eager" else None)
+            for name in serving_backends()
+        ),
+    ]
 
 
 def inputs(
@@ -85,15 +122,25 @@ def inputs(
 
 
 def prepare(
-    problem: Problem, contestant: Contestant, direction: Direction, tensors: Mapping[str, Tensor]
+    problem: Problem,
+    contestant: Contestant,
+    direction: Direction,
+    tensors: Mapping[str, Tensor],
+    dy: Tensor | None = None,
 ) -> Call:
     """A call that does the problem's work once.
 
     Args:
         problem: what to do.
         contestant: who does it.
-        direction: forward, without a graph; backward alone, or both, for gradients of every tensor.
+        direction: forward, without a graph; backward alone, or both, for gradients of every tensor; or the second
+            derivative alone, of every first gradient by every tensor and by dy.
         tensors: as `inputs` gives them.
+        dy: gradient of the result; None for random numbers.
+
+    Returns:
+        The call; it returns the result, a tuple of gradients in the order of the tensors, or of second derivatives by
+        dy and the tensors.
     """
     arguments = problem.arguments(tensors["x"].device)
     function = getattr(contestant.operators, problem.op)
@@ -105,7 +152,10 @@ def prepare(
 
     if direction == "forward":
         return forward
-    leaves, dy = list(tensors.values()), torch.randn_like(forward())
+    leaves, y = list(tensors.values()), forward()
+    random_like = draws(y.dtype)
+    drawn = random_like(y)
+    dy = torch.empty_like(y).copy_(drawn if dy is None else dy)
 
     def both() -> object:
         with contestant.forced():
@@ -113,14 +163,52 @@ def prepare(
 
     if direction == "forward+backward":
         return both
-    with contestant.forced():
+    with contestant.forced(), _kept_graphs():
         y = function(**tensors, **arguments)
 
     def backward() -> object:
         with contestant.forced():
             return torch.autograd.grad(y, leaves, dy, retain_graph=True)
 
-    return backward
+    if direction == "backward":
+        return backward
+    variables = [dy.requires_grad_(), *leaves]
+    weights = [random_like(t) for t in leaves]
+    with contestant.forced():
+        firsts = torch.autograd.grad(y, leaves, dy, create_graph=True)
+
+    def second() -> object:
+        with contestant.forced():
+            return torch.autograd.grad(
+                firsts, variables, weights, retain_graph=True, allow_unused=True
+            )
+
+    return second
+
+
+@contextlib.contextmanager
+def _kept_graphs() -> Iterator[None]:
+    """What is compiled within it can be differentiated more than once."""
+    from torch._functorch import config  # private, and the only way to say so
+
+    with config.patch(donated_buffer=False):
+        yield
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A call made of others that are not done equally often: each with how often for one of the whole."""
+
+    calls: Sequence[tuple[Call, float]]
+
+    def __call__(self) -> None:
+        """Each once."""
+        for call, _ in self.calls:
+            call()
+
+    def total(self, timer: Timer) -> float:
+        """Seconds for one of the whole."""
+        return sum(timer(call) * often for call, often in self.calls)
 
 
 @dataclass(frozen=True)
@@ -138,16 +226,19 @@ class Timing:
     high: float
 
 
-def interleaved(
+def rounds(
     calls: Mapping[str, Call], seconds: float, timer: Timer, least_rounds: int = 7
-) -> dict[str, Timing]:
+) -> dict[str, list[float]]:
     """Time calls in turn, round after round.
 
     Args:
-        calls: by name; the first is what the others are compared with.
+        calls: by name.
         seconds: for all of them together.
         timer: gives the seconds that a call takes.
         least_rounds: at least this many rounds, however long that takes.
+
+    Returns:
+        The times of each by round, in seconds.
     """
     for call in calls.values():
         for _ in range(2):  # allocations, code paths chosen at first use
@@ -157,20 +248,40 @@ def interleaved(
     while len(times[next(iter(calls))]) < least_rounds or time.perf_counter() < end:
         for name, call in calls.items():
             times[name].append(timer(call))
+    return times
+
+
+def interleaved(
+    calls: Mapping[str, Call], seconds: float, timer: Timer, least_rounds: int = 7
+) -> dict[str, Timing]:
+    """`rounds`, the first call being what the others are compared with."""
+    times = rounds(calls, seconds, timer, least_rounds)
     reference = times[next(iter(calls))]
-    timings = {}
-    for name, own in times.items():
-        ratios = [r / t for r, t in zip(reference, own, strict=True)]
-        low, *_, high = statistics.quantiles(ratios, n=5)
-        timings[name] = Timing(own, statistics.median(own), statistics.median(ratios), low, high)
-    return timings
+    return {
+        name: Timing(own, statistics.median(own), *ratios(reference, own))
+        for name, own in times.items()
+    }
+
+
+def ratios(reference: Sequence[float], own: Sequence[float]) -> tuple[float, float, float]:
+    """How many times as fast the own times are as the reference's of the same rounds: median, 20th, 80th percentile."""
+    each = [r / t for r, t in zip(reference, own, strict=True)]
+    return statistics.median(each), *spread(each)
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """20th and 80th percentile."""
+    low, *_, high = statistics.quantiles(values, n=5, method="inclusive")
+    return low, high
 
 
 def on_cpu(clock: Callable[[], float] = time.perf_counter) -> Timer:
     """Time of one call, over as many in a row as fill a block: what the contestant before left in the caches, and
-    threads that have to wake up, weigh on the first alone."""
+    threads that have to wake up, weigh on the first alone. Of `Parts` it is the weighted sum."""
 
     def timer(call: Call) -> float:
+        if isinstance(call, Parts):
+            return call.total(timer)
         start, count = clock(), 0
         while True:
             call()
@@ -184,9 +295,12 @@ def on_cpu(clock: Callable[[], float] = time.perf_counter) -> Timer:
 
 def on_gpu(device: torch.device, repeats: int = 10) -> Timer:
     """Median time of a call on the device itself, its caches emptied before each one, as a network's other layers
-    would. Calls are queued without waiting, so that the host runs ahead where it is the faster of the two."""
+    would. Calls are queued without waiting, so that the host runs ahead where it is the faster of the two. Of `Parts`
+    it is the weighted sum."""
 
     def timer(call: Call) -> float:
+        if isinstance(call, Parts):
+            return call.total(timer)
         flush = torch.empty(_FLUSH, dtype=torch.int8, device=device)
         events = [
             (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))

@@ -6,17 +6,29 @@ import pytest
 import torch
 
 from gpseg import ops
-from gpseg.selftest import grouped, textbook, work
-from gpseg.selftest.comparison import DIRECTIONS, derivatives, relative_rms
-from gpseg.selftest.problems import BY_NAME, LARGE, LAYERS, NAMED, ODD, SMALL, by_name
+from gpseg.selftest import grouped, parts, textbook, work
+from gpseg.selftest.comparison import DIRECTIONS, Reference, derivatives, relative_rms
+from gpseg.selftest.problems import (
+    BY_NAME,
+    FAMILIES,
+    LARGE,
+    LAYERS,
+    NAMED,
+    ODD,
+    PARTS,
+    SMALL,
+    by_name,
+)
+from gpseg.selftest.timing import serving_backends
 
 MODULATED = [p for p in (*SMALL, *ODD) if hasattr(grouped, p.op)]
 
 
 def test_names_are_unique_and_ops_exist() -> None:
     problems = (*SMALL, *ODD, *NAMED, *LARGE, *LAYERS)
-    assert len(BY_NAME) == len(problems)
+    assert len(BY_NAME) == len(problems) + len(PARTS)
     assert all(p.op in ops.__all__ for p in problems)
+    assert all(hasattr(parts, p.op) and not hasattr(ops, p.op) for p in PARTS)
     assert by_name("layer-up-64").sizes["x"] == (4, 128, 32, 32)
 
 
@@ -44,6 +56,47 @@ def test_grouped_convolution_is_the_same_operator(problem, direction: str) -> No
 def test_sizes_without_computing() -> None:
     assert work.output_size(by_name("layer-up-256-batch-8")) == (8, 128, 256, 256)
     assert work.output_size(by_name("conv-down-64")) == (4, 128, 32, 32)
+
+
+def test_a_part_is_what_the_layer_does_after_its_convolution() -> None:
+    """On every backend that is on, and as the textbook has it."""
+    part = next(p for p in PARTS if p.name == "epilogue-up-64")
+    tensors = part.tensors(torch.float64)
+    small = {k: t[:1, :, :9, :9] if k == "x" else t for k, t in tensors.items()}
+    small |= {"noise": small["noise"][:8, :8], "demodulation": small["demodulation"][:1]}
+    want = part.call(textbook, small)
+    assert want.shape == (1, 64, 8, 8)
+    for name in serving_backends():
+        with ops.use_backend(name):
+            assert relative_rms(part.call(parts, small), want) < 1e-9, name
+
+
+def test_families_have_the_size_and_batch_asked_for() -> None:
+    for name, family in FAMILIES.items():
+        problem = family(32, 2)
+        n, _, height, width = work.output_size(problem)
+        scale = {"upsample2d": 2, "downsample2d": 0.5}.get(name, 1)
+        assert (n, height, width) == (2, 32 * scale, 32 * scale), name
+
+
+def test_elements_at_a_kink_carry_no_gradient() -> None:
+    problem = by_name("lrelu")
+    reference = Reference(problem, torch.bfloat16)
+    y = reference.answers(0)["y"]
+    limit = 3e-2 * y.square().mean().sqrt()
+    close = (y.abs() < limit) | ((y.abs() - 0.9).abs() < limit)
+    assert close.any()
+    assert torch.equal(reference.dy == 0, close)
+
+
+def test_work_of_a_filter_is_the_same_in_every_direction() -> None:
+    fir = by_name("downsample2d-256")
+    x, y = 64 * 256**2, 64 * 128**2
+    for direction in ("forward", "backward", "double_backward"):
+        assert work.bytes_moved(fir, torch.float32, direction) == 4 * (x + y)
+        assert work.arithmetic(fir, direction) == 2 * 16 * y
+    up = by_name("upsample2d-256")
+    assert work.arithmetic(up, "forward") == 2 * 4 * work.output_size(up).numel()
 
 
 def test_work_of_a_layer() -> None:

@@ -5,8 +5,18 @@ import torch
 
 from gpseg import backends, ops
 from gpseg.selftest import timing
+from gpseg.selftest.comparison import DOUBLE_BACKWARD, Reference, relative_rms
 from gpseg.selftest.problems import by_name
-from gpseg.selftest.timing import Contestant, contestants, inputs, interleaved, on_cpu, prepare
+from gpseg.selftest.timing import (
+    Contestant,
+    Parts,
+    contestants,
+    inputs,
+    interleaved,
+    on_cpu,
+    prepare,
+    spread,
+)
 
 
 def test_a_slowdown_of_the_machine_does_not_change_the_ratio() -> None:
@@ -42,7 +52,10 @@ def test_backends_that_only_serve_when_forced_do_not_compete(
 ) -> None:
     monkeypatch.setattr(backends, "_off", lambda name: "no GPU" if name == "cuda" else None)
     assert timing.serving_backends() == ["triton", "cpp", "eager"]
-    assert [c.name for c in contestants()] == ["textbook", "triton", "cpp", "eager"]
+    own = ["triton", "cpp", "eager"]
+    assert [c.name for c in contestants("filter2d")] == ["textbook", "compiled", *own]
+    rivals = ["textbook", "compiled", "grouped"]
+    assert [c.name for c in contestants("modulated_conv2d_act")] == [*rivals, *own]
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward", "forward+backward"])
@@ -50,7 +63,8 @@ def test_every_direction_gives_its_results(direction: timing.Direction) -> None:
     problem = by_name("layer")
     tensors = inputs(problem, torch.float32, channels_last=True)
     assert tensors["x"].is_contiguous(memory_format=torch.channels_last)
-    results = [prepare(problem, c, direction, tensors)() for c in contestants()]
+    others = [c for c in contestants(problem.op) if c.name != "compiled"]
+    results = [prepare(problem, c, direction, tensors)() for c in others]
     for result in results:
         if direction == "forward":
             assert isinstance(result, torch.Tensor)
@@ -58,6 +72,34 @@ def test_every_direction_gives_its_results(direction: timing.Direction) -> None:
         else:
             assert isinstance(result, tuple)
             assert [g.shape for g in result] == [t.shape for t in tensors.values()]
+
+
+def test_the_second_derivative_is_by_dy_and_every_tensor() -> None:
+    problem = by_name("layer-swish")
+    tensors = inputs(problem, torch.float64, channels_last=False)
+    reference = Reference(problem, torch.float64)
+    want = reference.answers(DOUBLE_BACKWARD)
+    assert list(want) == ["dy", *tensors]
+    for contestant in contestants(problem.op):
+        if contestant.directions is None:
+            call = prepare(problem, contestant, "double_backward", tensors, reference.dy)
+            for name, got in zip(want, call(), strict=True):  # type: ignore[call-overload]
+                assert relative_rms(got, want[name]) < 1e-6, (contestant.name, name)
+
+
+def test_times_of_parts_are_weighted() -> None:
+    now = 0.0
+
+    def work(duration: float) -> None:
+        nonlocal now
+        now += duration
+
+    parts = Parts([(lambda: work(2.0), 1.0), (lambda: work(8.0), 1 / 16)])
+    assert on_cpu(lambda: now)(parts) == 2.5
+
+
+def test_percentiles_lie_within_the_values() -> None:
+    assert spread([1.0, 2.0]) == pytest.approx((1.2, 1.8))
 
 
 def test_a_contestant_runs_on_its_backend(monkeypatch: pytest.MonkeyPatch) -> None:
