@@ -19,6 +19,7 @@ from gpseg.backends import NAMES, measured, routes
 from gpseg.selftest import grouped, parts, textbook
 from gpseg.selftest.comparison import draws
 from gpseg.selftest.problems import Problem
+from gpseg.training.steps import short_collections
 
 Call = Callable[[], object]
 Timer = Callable[[Call], float]
@@ -245,9 +246,10 @@ def rounds(
             call()
     times: dict[str, list[float]] = {name: [] for name in calls}
     end = time.perf_counter() + seconds
-    while len(times[next(iter(calls))]) < least_rounds or time.perf_counter() < end:
-        for name, call in calls.items():
-            times[name].append(timer(call))
+    with short_collections():  # for all alike, as the standard library's timeit has it
+        while len(times[next(iter(calls))]) < least_rounds or time.perf_counter() < end:
+            for name, call in calls.items():
+                times[name].append(timer(call))
     return times
 
 

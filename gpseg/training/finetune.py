@@ -26,7 +26,7 @@ from gpseg.training.losses import (
 )
 from gpseg.training.run_folder import Interrupted, RunFolder
 from gpseg.training.schedules import Ramp, interpolated_target, learning_rate, ramp
-from gpseg.training.steps import Means, check_finite, restore_optimizer
+from gpseg.training.steps import Means, check_finite, restore_optimizer, short_collections
 
 log = logging.getLogger(__name__)
 
@@ -319,6 +319,7 @@ def finetune(
     means = Means()
     ahead = batches_ahead(trainer.data.unlabelled)
     with (
+        short_collections(),
         tqdm(total=config.steps, initial=trainer.steps, unit="step", mininterval=1.0) as bar,
         made_ahead(trainer.batches(), ahead) as batches,
     ):

@@ -23,7 +23,7 @@ from gpseg.models.stylegan2 import NetworkConfig, ema_copy, ema_update, mix_styl
 from gpseg.training.device import Precision, choose_device, choose_dtype
 from gpseg.training.losses import discriminator_loss, generator_loss, r1_penalty
 from gpseg.training.run_folder import Interrupted, RunFolder, stop_requests
-from gpseg.training.steps import Means, check_finite, restore_optimizer
+from gpseg.training.steps import Means, check_finite, restore_optimizer, short_collections
 
 log = logging.getLogger(__name__)
 
@@ -172,6 +172,7 @@ def pretrain(config: PretrainConfig, images: Tensor | data.UnlabelledImages | No
         ) as folder,
         logging_redirect_tqdm(),
         stop_requests() as stop_requested,
+        short_collections(),
     ):
         state = folder.load_state() if config.resume else None
         if state is not None:

@@ -1,6 +1,7 @@
 """What a step of pre-training computes: no convolution that nobody reads. And what surrounds the steps."""
 
 import copy
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from gpseg.training.pretrain import PretrainConfig, Trainer
-from gpseg.training.steps import Means, restore_optimizer
+from gpseg.training.steps import Means, restore_optimizer, short_collections
 
 
 def trainer(resolution: int = 32) -> Trainer:
@@ -92,3 +93,11 @@ def test_means() -> None:
     means.add({"a": torch.tensor(2.0)})
     assert means.take() == {"a": 1.5, "b": 5.0}
     assert means.take() == {}
+
+
+def test_collections_leave_out_what_was_alive_before() -> None:
+    gc.unfreeze()
+    with pytest.raises(KeyError), short_collections():
+        assert gc.get_freeze_count() > 1000
+        raise KeyError
+    assert gc.get_freeze_count() == 0

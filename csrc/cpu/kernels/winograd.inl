@@ -49,6 +49,8 @@ GPSEG_INLINE void put(BFloat16* p, Vec v) {
 //
 // From one tile to the next, input and output move on by `in_step` and `out_step`; the first patch
 // starts `lead` before the image. All arrays of vectors have a step.
+//
+// Loops over a second axis are not unrolled: one round's addresses fit the registers, all would not.
 
 // y[i] = sum of w[k] x[i + k]: F(4, 3), 6 products where the direct sum has 12.
 struct Plain {
@@ -302,6 +304,7 @@ void transform_weight(const WinogradConv& p, const Kernels& u, int64_t vector) {
       for (int x = 0; x < 3; ++x) {
         Form::transform_taps(w + x, 3, half + x, 3);
       }
+#pragma GCC unroll 1
       for (int y = 0; y < Form::products; ++y) {
         Vec row[Form::products];
         Form::transform_taps(half + 3 * y, 1, row, 1);
@@ -343,6 +346,7 @@ void transform_input(const WinogradInput& p, const TileGrid& grid, int64_t tile,
   const Vec one = Vec{} + 1.0f;
   for (int64_t c = 0; c < p.in_c; c += kLanes) {
     Vec half[products * patch];
+#pragma GCC unroll 1
     for (int x = 0; x < patch; ++x) {
       Vec column[patch];
       for (int y = 0; y < patch; ++y) {
@@ -352,6 +356,7 @@ void transform_input(const WinogradInput& p, const TileGrid& grid, int64_t tile,
     }
     float* row = v(0, to) + c;
     const Vec style = p.style == nullptr ? one : at(p.style + n * p.in_c + c);
+#pragma GCC unroll 1
     for (int y = 0; y < products; ++y) {
       Vec out[products];
       Form::transform_patch(half + y * patch, 1, out, 1);
@@ -522,6 +527,7 @@ void transform_output(const WinogradConv& p, const TileGrid& grid, const Matrice
   for (int64_t o = 0; o < channels; o += kLanes) {
     const float* from = m(0, row) + o;
     Vec half[side * products];
+#pragma GCC unroll 1
     for (int x = 0; x < products; ++x) {
       Vec column[products];
       for (int y = 0; y < products; ++y) {
@@ -530,6 +536,7 @@ void transform_output(const WinogradConv& p, const TileGrid& grid, const Matrice
       Form::transform_products(column, 1, half + x, products);
     }
     float c[side * side * kLanes];
+#pragma GCC unroll 1
     for (int y = 0; y < side; ++y) {
       Vec out[side];
       Form::transform_products(half + y * products, 1, out, 1);
@@ -675,6 +682,7 @@ void transform_gradient(const WinogradWeightGrad& p, const TileGrid& grid, int64
   const Vec one = Vec{} + 1.0f;
   for (int64_t o = 0; o < p.out_c; o += kLanes) {
     Vec half[products * side];
+#pragma GCC unroll 1
     for (int x = 0; x < side; ++x) {
       Vec column[side];
       for (int y = 0; y < side; ++y) {
@@ -684,6 +692,7 @@ void transform_gradient(const WinogradWeightGrad& p, const TileGrid& grid, int64
     }
     float* row = z(0, to) + o;
     const Vec style = p.dc_style == nullptr ? one : at(p.dc_style + n * p.out_c + o);
+#pragma GCC unroll 1
     for (int y = 0; y < products; ++y) {
       Vec out[products];
       Form::spread_tile(half + y * side, 1, out, 1);
@@ -731,6 +740,7 @@ void gather_kernel(const WinogradWeightGrad& p, const float* du, int64_t plane, 
   for (int64_t i = 0; i < p.in_c; i += kLanes) {
     const float* from = du + o * p.in_c + i;
     Vec half[3 * products];
+#pragma GCC unroll 1
     for (int x = 0; x < products; ++x) {
       Vec column[products];
       for (int y = 0; y < products; ++y) {
