@@ -265,9 +265,9 @@ Tensor empty_op(const Tensor& like, const std::vector<int64_t>& size, bool chann
     }
   }
   const int64_t bytes = count * static_cast<int64_t>(like.element_size());
-  return torch::stable::from_blob(pool::take(bytes), size, strides, like.device(),
-                                  like.scalar_type(),
-                                  [bytes](void* block) { pool::give(block, bytes); });
+  const pool::Block block = pool::take(bytes);
+  return torch::stable::from_blob(block.start, size, strides, like.device(), like.scalar_type(),
+                                  [block](void*) { pool::give(block); });
 }
 
 #endif

@@ -52,11 +52,6 @@ void unmap(void* block, int64_t) { ::operator delete(block, std::align_val_t{kHu
 
 #endif
 
-struct Block {
-  void* start;
-  int64_t bytes;
-};
-
 struct Pool {
   std::mutex mutex;
   std::deque<Block> blocks;  // kept longest first
@@ -96,30 +91,35 @@ int64_t limit() {
   return bytes;
 }
 
-void* take(int64_t bytes) {
+Block take(int64_t bytes) {
   bytes = rounded(bytes);
   Pool& p = pool();
   {
     const std::lock_guard lock(p.mutex);
-    // the one given back last is the likeliest to be in the cache still
+    // the smallest that does, and is not far too large; of equals the one given back last, which is
+    // the likeliest to be in the cache still
+    auto best = p.blocks.rend();
     for (auto i = p.blocks.rbegin(); i != p.blocks.rend(); ++i) {
-      if (i->bytes == bytes) {
-        void* start = i->start;
-        p.blocks.erase(std::next(i).base());
-        p.kept -= bytes;
-        return start;
+      const bool fits = i->bytes >= bytes && i->bytes <= 2 * bytes;
+      if (fits && (best == p.blocks.rend() || i->bytes < best->bytes)) {
+        best = i;
       }
     }
+    if (best != p.blocks.rend()) {
+      const Block block = *best;
+      p.blocks.erase(std::next(best).base());
+      p.kept -= block.bytes;
+      return block;
+    }
   }
-  return map(bytes);
+  return {map(bytes), bytes};
 }
 
-void give(void* block, int64_t bytes) {
-  bytes = rounded(bytes);
+void give(const Block& block) {
   Pool& p = pool();
   const std::lock_guard lock(p.mutex);
-  p.blocks.push_back({block, bytes});
-  p.kept += bytes;
+  p.blocks.push_back(block);
+  p.kept += block.bytes;
   shrink(p, limit());
 }
 

@@ -11,12 +11,16 @@ namespace gpseg::pool {
 // At most so many bytes are kept: the environment variable GPSEG_CPU_CACHE_MB, default 256 MiB.
 int64_t limit();
 
-// Uninitialised memory for at least `bytes` > 0, aligned to huge pages; throws std::bad_alloc.
-void* take(int64_t bytes);
+struct Block {
+  void* start;
+  int64_t bytes;
+};
 
-// Takes back what `take(bytes)` gave. Blocks above the limit go back to the system, those kept
-// longest first.
-void give(void* block, int64_t bytes);
+// Uninitialised memory for at least `bytes` > 0, aligned to huge pages; throws std::bad_alloc.
+Block take(int64_t bytes);
+
+// Takes a block back. Blocks above the limit go back to the system, those kept longest first.
+void give(const Block& block);
 
 // Bytes that are kept now.
 int64_t kept();

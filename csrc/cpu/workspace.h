@@ -12,21 +12,20 @@ namespace gpseg {
 class Workspace {
  public:
   explicit Workspace(int64_t floats)
-      : bytes_(floats * static_cast<int64_t>(sizeof(float))),
-        start_(bytes_ == 0 ? nullptr : pool::take(bytes_)) {}
+      : block_(floats == 0 ? pool::Block{nullptr, 0}
+                           : pool::take(floats * static_cast<int64_t>(sizeof(float)))) {}
   ~Workspace() {
-    if (start_ != nullptr) {
-      pool::give(start_, bytes_);
+    if (block_.start != nullptr) {
+      pool::give(block_);
     }
   }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 
-  float* data() const { return static_cast<float*>(start_); }
+  float* data() const { return static_cast<float*>(block_.start); }
 
  private:
-  int64_t bytes_;
-  void* start_;
+  pool::Block block_;
 };
 
 }  // namespace gpseg

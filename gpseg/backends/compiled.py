@@ -85,7 +85,7 @@ class CompiledBackend:
     ) -> tuple[Tensor, Tensor | None]:
         """Gradients (dx, db) of `bias_act`; db is None without a bias."""
         dy, x = in_layout_of(dy, x), in_layout_of(x, x)
-        dx, db = self._empty(x, x.shape), sums_for(b, x)
+        dx, db = self._empty(x, x.shape), _sums_for(b, x)
         self._kernels.bias_act_backward.default(
             dy, x, for_sums(b, x), *flattened(x, dim), act, alpha, gain, clamp, dx, db
         )
@@ -107,7 +107,7 @@ class CompiledBackend:
         """Gradients with respect to (dy, x, b) of <dx, ddx> + <db, ddb>, the outputs of the backward."""
         dy, x = in_layout_of(dy, x), in_layout_of(x, x)
         ddy, d2x = self._empty(x, x.shape), self._empty(x, x.shape)
-        d2b = sums_for(b, x)
+        d2b = _sums_for(b, x)
         self._kernels.bias_act_double_backward.default(
             None if ddx is None else in_layout_of(ddx, x),
             for_sums(ddb, x),
@@ -154,7 +154,7 @@ class CompiledBackend:
         """Gradients (dc, dd, dnoise, db) of `demod_act`; None where the input is None."""
         dc = self._empty(c, c.shape)
         d, noise, b, *_ = epilogue
-        dd, dnoise, db = sums_for(d, c), sums_for(noise, c), sums_for(b, c)
+        dd, dnoise, db = _sums_for(d, c), _sums_for(noise, c), _sums_for(b, c)
         self._kernels.demod_act_backward.default(
             in_layout_of(dy, c),
             in_layout_of(c, c),
@@ -262,7 +262,7 @@ class CompiledBackend:
         self, dc: Tensor, w: Tensor, conv: Convolution, x: Tensor, s: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Gradients (dx, ds) of c = conv2d(s · x, w), in one kernel; conv and w are the forward's."""
-        dx, ds = self._empty(x, x.shape), sums_for(s, x)
+        dx, ds = self._empty(x, x.shape), _sums_for(s, x)
         self._kernels.fused_conv.default(
             in_layout_of(dc, x),
             convolution.outputs_first(w, not conv.transposed),
@@ -303,7 +303,7 @@ def flat(epilogue: Epilogue, x: Tensor) -> tuple[Any, ...]:
     return for_sums(d, x), for_sums(noise, x), for_sums(b, x), *activation
 
 
-def sums_for(t: Tensor | None, x: Tensor) -> Tensor | None:
+def _sums_for(t: Tensor | None, x: Tensor) -> Tensor | None:
     """Where a kernel on x puts the gradient of the side input t; None if there is none."""
     if t is None:
         return None
@@ -311,5 +311,5 @@ def sums_for(t: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 def _as_gradient(sums: Tensor | None, t: Tensor | None) -> Tensor | None:
-    """What `sums_for(t, …)` holds, as a gradient of t."""
+    """What `_sums_for(t, …)` holds, as a gradient of t."""
     return None if sums is None or t is None else sums.to(t.dtype)

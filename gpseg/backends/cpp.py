@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gpseg.backends import convolution
-from gpseg.backends.compiled import CompiledBackend, flat, sums_for
+from gpseg.backends.compiled import CompiledBackend, flat
 from gpseg.backends.contract import Epilogue
 from gpseg.backends.layout import (
     accumulate_dtype,
@@ -39,6 +39,11 @@ fits in the caches or does not."""
 
 _CACHED = 4 << 20
 """Bytes of a transformed kernel that fit."""
+
+_LEAST_CHANNELS_IN_NCHW = 32
+
+_FEW = 4
+"""1×1 convolutions with so many times fewer outputs than inputs, as ToRGB, are products with a weight for each sample."""
 
 POOLED_BYTES = 8 << 20
 """Results of this size and above are taken from a pool of freed ones, `csrc/cpu/pool.h`: malloc maps memory of
@@ -82,16 +87,19 @@ def _winograd_serves(
 ) -> bool:
     """Whether Winograd's convolution serves, x being in type and layout what goes in and comes out.
 
-    That is channels_last, 3×3, transposed or not, at stride 1 or, in float32, 2, with channels in sixteens and enough
-    pixels to make up for transforming the kernel.
+    That is 3×3, transposed or not, at stride 1 or, in float32, 2, with channels in sixteens and enough pixels to make up
+    for transforming the kernel. It works in channels_last; with enough channels, bringing NCHW there and back pays.
     """
     least_tiles = _LEAST_TILES.get((x.dtype, conv.stride))
+    last = memory_format_of(x) == torch.channels_last
     if (
         least_tiles is None
         or tuple(w_size[2:]) != (3, 3)
         or w_size[0] % _CHANNEL_MULTIPLE
         or w_size[1] % _CHANNEL_MULTIPLE
-        or memory_format_of(x) != torch.channels_last
+        or min(w_size[:2]) < (0 if last else _LEAST_CHANNELS_IN_NCHW)
+        or min(math.prod(size_in[2:]), math.prod(size_out[2:]))
+        < 2  # which would be in both layouts
     ):
         return False
     if conv.stride == 2 and conv.transposed:
@@ -103,14 +111,32 @@ def _winograd_serves(
     return n * math.ceil(h / _TILE) * math.ceil(w / _TILE) >= least_tiles[0 if cached else 1]
 
 
+def _makes_few(x: Tensor, w: Tensor, conv: Convolution) -> bool:
+    """Whether this is a 1×1 convolution with few outputs: reading x is all that counts, so the style goes into the weight."""
+    out_c, in_c, *kernel = w.shape
+    return (
+        kernel == [1, 1]
+        and conv == Convolution()
+        and out_c * _FEW <= in_c
+        and min(x.shape[0], x.shape[2] * x.shape[3]) > 0
+    )
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """x `[N, C, H, W]` as `[N, C, H·W]`, a view of dense images."""
+    return in_layout_of(x, x).flatten(2)
+
+
 class CppBackend(CompiledBackend):
-    """With convolutions of its own, by Winograd's minimal filtering."""
+    """With convolutions of its own: by Winograd's minimal filtering, and for few outputs of 1×1."""
 
     def __init__(self) -> None:
         super().__init__("cpp", ("cpu",), _load, _empty)
 
     def fuses(self, x: Tensor, w: Tensor, conv: Convolution, direction: str) -> bool:
-        """Whether Winograd's convolution serves."""
+        """Whether a convolution of its own serves."""
+        if _makes_few(x, w, conv):
+            return True
         stride = [conv.stride] * 2
         size = convolution.convolution_size(
             x.shape, w.shape, stride, conv.padding, conv.transposed, [0, 0], 1
@@ -174,38 +200,53 @@ class CppBackend(CompiledBackend):
         epilogue: Epilogue,
         keep: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """The epilogue of c = conv2d(s · x, w) in one kernel, and c too if `keep`."""
-        y = self._empty(x, size)
-        c = self._empty(x, size) if keep else None
-        self._winograd(x, w, s, conv, epilogue, y, c, None, None)
-        return y, c
+        """The epilogue of c = conv2d(s · x, w), and c too if `keep`."""
+        if s is not None and _makes_few(x, w, conv):
+            c = self._few_outputs(x, w, s).view(size)
+            return c if epilogue.does_nothing else self.demod_act(c, epilogue), c if keep else None
+        y, kept = self._winograd(x, w, s, conv, size, epilogue, keep)
+        return in_layout_of(y, x), None if kept is None else in_layout_of(kept, x)
 
     def fused_conv_input_grad(
         self, dc: Tensor, w: Tensor, conv: Convolution, x: Tensor, s: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Gradients (dx, ds) of c = conv2d(s · x, w), in one kernel; conv and w are the forward's."""
-        dx, ds = self._empty(x, x.shape), sums_for(s, x)
-        self._winograd(
-            in_layout_of(dc, x),
-            w,
-            None,
-            replace(conv, transposed=not conv.transposed),
-            Epilogue(d=s),
-            dx,
-            None,
-            in_layout_of(x, x),
-            ds,
-        )
-        assert ds is not None
-        return dx, ds
+        """Gradients (dx, ds) of c = conv2d(s · x, w); conv and w are the forward's."""
+        if _makes_few(x, w, conv):
+            products = self._products(dc, x)
+            ds = (products * w.flatten(1)).sum(1, dtype=accumulate_dtype(x.dtype))
+            weights = self._sample_weights(w, s, x).transpose(1, 2)
+            dx = torch.bmm(weights, _pixels(in_layout_of(dc, x))).view(x.shape)
+            return in_layout_of(dx, x), ds.to(s.dtype)
+        ds = torch.empty(s.shape, dtype=accumulate_dtype(x.dtype))
+        adjoint = replace(conv, transposed=not conv.transposed)
+        dx, _ = self._winograd(dc, w, None, adjoint, x.shape, Epilogue(d=s), False, x, ds)
+        return in_layout_of(dx, x), ds
 
     def fused_conv_weight_grad(
         self, dc: Tensor, w_size: Sequence[int], conv: Convolution, x: Tensor, s: Tensor
     ) -> Tensor:
-        """Gradient of c = conv2d(s · x, w) with respect to w, of the given size, in one kernel; conv is the forward's."""
+        """Gradient of c = conv2d(s · x, w) with respect to w, of the given size; conv is the forward's."""
+        if list(w_size[2:]) == [1, 1]:
+            dw = (self._products(dc, x) * s[:, None, :]).sum(0)
+            return dw.to(x.dtype).view(*w_size)
         if conv.transposed:
             return self._weight_grad(dc, None, x, s, conv, w_size)
         return self._weight_grad(x, s, dc, None, conv, w_size)
+
+    def _sample_weights(self, w: Tensor, s: Tensor, x: Tensor) -> Tensor:
+        """weight · styles `[N, O, I]` of a 1×1 kernel."""
+        return (w.flatten(1) * s[:, None, :]).to(x.dtype)
+
+    def _few_outputs(self, x: Tensor, w: Tensor, s: Tensor) -> Tensor:
+        """c `[N, O, H·W]` of a 1×1 convolution, in x's layout."""
+        weights = self._sample_weights(w, s, x)
+        if memory_format_of(x) == torch.channels_last:
+            return torch.bmm(_pixels(x).transpose(1, 2), weights.transpose(1, 2)).transpose(1, 2)
+        return torch.bmm(weights, _pixels(x))
+
+    def _products(self, dc: Tensor, x: Tensor) -> Tensor:
+        """Σ dc · x over the pixels, `[N, O, I]`."""
+        return torch.bmm(_pixels(in_layout_of(dc, x)), _pixels(x).transpose(1, 2))
 
     def _winograd(
         self,
@@ -213,19 +254,30 @@ class CppBackend(CompiledBackend):
         w: Tensor,
         s: Tensor | None,
         conv: Convolution,
+        size: Sequence[int],
         epilogue: Epilogue,
-        *results: Tensor | None,
-    ) -> None:
+        keep: bool,
+        factor: Tensor | None = None,
+        product: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The epilogue of c = conv2d(s · x, w) and, if `keep`, c, in channels_last; Σ c · factor into `product`."""
+        x = _channels_last(x)
+        y = self._empty(x, size)
+        c = self._empty(x, size) if keep else None
         self._kernels.winograd_conv.default(
-            in_layout_of(x, x),
+            x,
             w,
             for_sums(s, x),
             conv.stride,
             conv.padding,
             conv.transposed,
             *flat(epilogue, x),
-            *results,
+            y,
+            c,
+            None if factor is None else _channels_last(factor),
+            product,
         )
+        return y, c
 
     def _weight_grad(
         self,
@@ -236,18 +288,22 @@ class CppBackend(CompiledBackend):
         conv: Convolution,
         size: Sequence[int],
     ) -> Tensor:
-        """Gradient of <conv2d(s · x, w), dc_style · dc> with respect to w of the given size."""
+        """Gradient of <conv2d(s · x, w), dc_style · dc> with respect to w of the given size, in x's layout."""
         dw = torch.empty(list(size), dtype=x.dtype, memory_format=torch.channels_last)
         self._kernels.winograd_weight_grad.default(
-            in_layout_of(x, x),
+            _channels_last(x),
             for_sums(s, x),
-            in_layout_of(dc, x),
+            _channels_last(dc).to(x.dtype),
             for_sums(dc_style, x),
             conv.stride,
             conv.padding,
             dw,
         )
-        return dw
+        return in_layout_of(dw, x)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _convolution(

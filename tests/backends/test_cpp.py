@@ -721,12 +721,18 @@ class TestPool:
         assert filled(3).data_ptr() == at
         assert (other == 2).all()
 
-    def test_only_a_block_of_its_size_serves(self) -> None:
+    def test_a_block_of_at_least_its_size_serves_and_at_most_twice_that(self) -> None:
         filled(1)
-        larger = filled(1, (3 << 20, 2))
+        larger = filled(1, (5 << 20, 2))
         assert _C.cached_bytes() == 16 << 20
         del larger
+        assert _C.cached_bytes() == 56 << 20
+        smaller = filled(1, (3 << 19, 2))
+        assert _C.cached_bytes() == 40 << 20  # the smallest that does
+        smallest = filled(1, (3 << 19, 2))
         assert _C.cached_bytes() == 40 << 20
+        del smaller, smallest
+        assert _C.cached_bytes() == 68 << 20
 
     def test_small_results_are_mallocs(self) -> None:
         filled(1, (100, 2))

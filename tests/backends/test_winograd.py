@@ -233,7 +233,7 @@ def test_input_gradients_are_served_where_training_needs_them() -> None:
     [
         "float16",
         "float64",
-        "nchw",
+        "nchw with few channels",
         "channels",
         "5x5",
         "3x1",
@@ -250,8 +250,8 @@ def test_what_is_not_declared_is_left_to_torch(changed: str) -> None:
         case "float16" | "float64":
             dtype = getattr(torch, changed)
             x, w = x.to(dtype), w.to(dtype)
-        case "nchw":
-            x = x.contiguous()
+        case "nchw with few channels":
+            x, w = x[:, :16].contiguous(), w[:, :16]
         case "channels":
             x, w = x[:, :24].contiguous(memory_format=torch.channels_last), w[:, :24]
         case "5x5":
@@ -295,6 +295,66 @@ def test_weights_are_read_and_written_in_any_layout(form: str) -> None:
     ):
         y, _ = cpp.fused_conv(x, held, conv, size, None, Epilogue(), False)
         assert y.equal(wanted)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nchw_is_served_by_way_of_channels_last(form: str, dtype: torch.dtype) -> None:
+    conv = FORMS[form]
+    if dtype == torch.bfloat16 and conv.stride == 2:
+        return
+    x, w = (t.to(dtype) for t in problem(SIZES["whole tiles"], conv))
+    s, size = random(*x.shape[:2], seed=5), output_size(x, w, conv)
+    dc, e = random(*size, seed=6).to(dtype), Epilogue(b=random(size[1], seed=4), act="lrelu")
+
+    def everything(x: Tensor, dc: Tensor) -> list[Tensor]:
+        y, c = cpp.fused_conv(x, w, conv, size, s, e, True)
+        assert c is not None
+        found = [y, c, cpp.fused_conv_weight_grad(dc, w.shape, conv, x, s)]
+        if cpp.fuses(x, w, conv, "input_grad"):
+            found += cpp.fused_conv_input_grad(dc, w, conv, x, s)
+        return found
+
+    for got, wanted in zip(
+        everything(x.contiguous(), dc.contiguous()), everything(x, dc), strict=True
+    ):
+        assert got.equal(wanted)
+        assert got.ndim != 4 or got.shape == w.shape or got.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_few_outputs_of_one_tap(layout: torch.memory_format, dtype: torch.dtype) -> None:
+    """ToRGB: x is read once, by a product with a weight for each sample."""
+    conv = Convolution()
+    x = random(3, 24, 7, 9, seed=0).to(dtype).contiguous(memory_format=layout)
+    w, s = (
+        random(4, 24, 1, 1, seed=1).to(dtype),
+        random(3, 24, seed=2).to(torch.promote_types(dtype, torch.float32)),
+    )
+    dc = random(3, 4, 7, 9, seed=3).to(dtype)
+    e = Epilogue(b=random(4, seed=4), clamp=2.0)
+    assert [cpp.fuses(x, w, conv, direction) for direction in DIRECTIONS] == [True] * 3
+    assert not cpp.fuses(x[:, :15], w[:, :15], conv, "forward")
+    y, c = cpp.fused_conv(x, w, conv, dc.shape, s, e, True)
+    dx, ds = cpp.fused_conv_input_grad(dc, w, conv, x, s)
+    dw = cpp.fused_conv_weight_grad(dc, w.shape, conv, x, s)
+    u = x.double() * s[:, :, None, None].double()
+    want_c = convolution.conv2d(u, w.double(), [1, 1], [0, 0], False, [0, 0], 1)
+    du = convolution.conv2d_input_grad(dc.double(), w.double(), x.shape, [1, 1], [0, 0], False, 1)
+    assert c is not None
+    wanted = [
+        (c, want_c),
+        (y, eager.demod_act(want_c, double(e))),
+        (dx, du * s[:, :, None, None]),
+        (ds, (du * x).sum([2, 3])),
+        (dw, convolution.conv2d_weight_grad(u, dc.double(), w.shape, [1, 1], [0, 0], 1)),
+    ]
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
+    for got, want in wanted:
+        assert got.shape == want.shape and error(got, want) < tolerance
+    for images in (y, c, dx):
+        assert images.is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("form", ["plain", "down", "up"])
