@@ -362,6 +362,16 @@ Taps taps_of(const Tensor& weight, bool transposed, const WinogradInput& p) {
   return mirrored ? Taps{start + last, o, i, -y, -x} : Taps{start, o, i, y, x};
 }
 
+// Both dense, one in each order.
+void change_layout_op(const Tensor& x, const Tensor& y) {
+  const Images from = images_of(x), to = images_of(y);
+  STD_TORCH_CHECK(from.channels_last != to.channels_last,
+                  "gpseg: change_layout takes images of one order to the other");
+  const DType dtype = dtype_of(x);
+  change_layout({from.n, from.c, from.hw, static_cast<int64_t>(x.element_size()), to.channels_last,
+                 memory("x", x, dtype, from.size()), result("y", y, dtype, from.size())});
+}
+
 void squared_norms_op(const Tensor& weight, const Tensor& w2) {
   STD_TORCH_CHECK(weight.dim() == 4, "gpseg: a kernel [O, I, kh, kw] expected");
   const DType dtype = dtype_of(weight);
@@ -445,6 +455,7 @@ GPSEG_DEFINE(GPSEG_LIBRARY, m) {
       "transposed, Tensor? d, Tensor? noise, Tensor? bias, " GPSEG_ACTIVATION
       ", Tensor(a!) y, Tensor(b!)? c, Tensor? factor, Tensor(c!)? product) -> ()");
 #else
+  m.def("change_layout(Tensor x, Tensor(a!) y) -> ()");
   m.def("squared_norms(Tensor weight, Tensor(a!) w2) -> ()");
   m.def(
       "winograd_conv(Tensor x, Tensor weight, Tensor? style, int stride, int[] padding, bool "
@@ -471,6 +482,7 @@ GPSEG_IMPLEMENT(GPSEG_LIBRARY, GPSEG_DISPATCH_KEY, m) {
 #if defined(GPSEG_CUDA_KERNELS)
   m.impl("fused_conv", TORCH_BOX(&gpseg::fused_conv_op));
 #else
+  m.impl("change_layout", TORCH_BOX(&gpseg::change_layout_op));
   m.impl("squared_norms", TORCH_BOX(&gpseg::squared_norms_op));
   m.impl("winograd_conv", TORCH_BOX(&gpseg::winograd_conv_op));
   m.impl("winograd_weight_grad", TORCH_BOX(&gpseg::winograd_weight_grad_op));

@@ -97,6 +97,15 @@ struct Taps {
   int64_t o, i, y, x;
 };
 
+// Images [N, C, HW] from one memory order to the other.
+struct LayoutChange {
+  int64_t n, c, hw;
+  int64_t element_bytes;  // 2, 4 or 8
+  bool to_channels_last;
+  const void* from;
+  void* to;
+};
+
 // w2[o, i] = sum over the taps of weight^2, [out_c, in_c] in the accumulation type.
 struct SquaredNorms {
   DType dtype;
@@ -148,6 +157,8 @@ void demod_act(const EpilogueForward& p);
 void demod_act_backward(const EpilogueBackward& p);
 
 void upfirdn2d(const Upfirdn2d& p);
+
+void change_layout(const LayoutChange& p);
 
 void squared_norms(const SquaredNorms& p);
 

@@ -111,6 +111,8 @@ Block take(int64_t bytes) {
       p.kept -= block.bytes;
       return block;
     }
+    // what is kept and does not fit makes room, so that less is in use at the worst moment
+    shrink(p, std::max<int64_t>(p.kept - bytes, 0));
   }
   return {map(bytes), bytes};
 }

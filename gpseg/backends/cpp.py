@@ -84,11 +84,13 @@ def _winograd_serves(
     size_in: Sequence[int],
     size_out: Sequence[int],
     conv: Convolution,
+    nchw: bool,
 ) -> bool:
     """Whether Winograd's convolution serves, x being in type and layout what goes in and comes out.
 
     That is 3×3, transposed or not, at stride 1 or, in float32, 2, with channels in sixteens and enough pixels to make up
-    for transforming the kernel. It works in channels_last; with enough channels, bringing NCHW there and back pays.
+    for transforming the kernel. It works in channels_last; bringing NCHW there and back pays with enough channels, and
+    where `nchw` says that it saves enough.
     """
     least_tiles = _LEAST_TILES.get((x.dtype, conv.stride))
     last = memory_format_of(x) == torch.channels_last
@@ -97,7 +99,7 @@ def _winograd_serves(
         or tuple(w_size[2:]) != (3, 3)
         or w_size[0] % _CHANNEL_MULTIPLE
         or w_size[1] % _CHANNEL_MULTIPLE
-        or min(w_size[:2]) < (0 if last else _LEAST_CHANNELS_IN_NCHW)
+        or not (last or (nchw and min(w_size[:2]) >= _LEAST_CHANNELS_IN_NCHW))
         or min(math.prod(size_in[2:]), math.prod(size_out[2:]))
         < 2  # which would be in both layouts
     ):
@@ -127,6 +129,25 @@ def _pixels(x: Tensor) -> Tensor:
     return in_layout_of(x, x).flatten(2)
 
 
+def _sample_weights(w: Tensor, s: Tensor, x: Tensor) -> Tensor:
+    """weight · styles `[N, O, I]` of a 1×1 kernel, in x's type."""
+    return (w.flatten(1) * s[:, None, :]).to(x.dtype)
+
+
+def _sample_product(weights: Tensor, x: Tensor) -> Tensor:
+    """`weights [N, A, B]` times each pixel of `x [N, B, H, W]`: `[N, A, H, W]` in x's layout."""
+    size = (*weights.shape[:2], *x.shape[2:])
+    if memory_format_of(x) == torch.channels_last:
+        y = torch.bmm(_pixels(x).transpose(1, 2), weights.transpose(1, 2))
+        return y.transpose(1, 2).view(size)
+    return torch.bmm(weights, _pixels(x)).view(size)
+
+
+def _pixel_products(dc: Tensor, x: Tensor) -> Tensor:
+    """Σ dc · x over the pixels, `[N, O, I]`."""
+    return torch.bmm(_pixels(in_layout_of(dc, x)), _pixels(x).transpose(1, 2))
+
+
 class CppBackend(CompiledBackend):
     """With convolutions of its own: by Winograd's minimal filtering, and for few outputs of 1×1."""
 
@@ -142,13 +163,14 @@ class CppBackend(CompiledBackend):
             x.shape, w.shape, stride, conv.padding, conv.transposed, [0, 0], 1
         )
         if direction == "forward":
-            return _winograd_serves(x, w.shape, x.shape, size, conv)
+            return _winograd_serves(x, w.shape, x.shape, size, conv, nchw=True)
+        nchw = conv.stride == 1  # or two gradients bring the larger images there and back, for less
         if direction == "input_grad":
             adjoint = replace(conv, transposed=not conv.transposed)
-            return _winograd_serves(x, w.shape, size, x.shape, adjoint)
+            return _winograd_serves(x, w.shape, size, x.shape, adjoint, nchw)
         # the bilinear form of a convolution from the larger images to the smaller
         large, small = (size, x.shape) if conv.transposed else (x.shape, size)
-        return _winograd_serves(x, w.shape, large, small, replace(conv, transposed=False))
+        return _winograd_serves(x, w.shape, large, small, replace(conv, transposed=False), nchw)
 
     def squared_norms(self, weight: Tensor) -> Tensor:
         """Σ weight² over the taps, in one pass over a weight in any layout."""
@@ -171,7 +193,8 @@ class CppBackend(CompiledBackend):
         conv = _convolution(stride, padding, transposed, groups)
         if conv is not None:
             size = convolution.convolution_size(x.shape, weight.shape, *arguments)
-            if _winograd_serves(x, weight.shape, x.shape, size, conv):
+            nchw = conv.stride == 1 or not transposed
+            if _winograd_serves(x, weight.shape, x.shape, size, conv, nchw):
                 return self.fused_conv(x, weight, conv, size, None, Epilogue(), False)[0]
         return convolution.conv2d(x, weight, *arguments)
 
@@ -186,7 +209,9 @@ class CppBackend(CompiledBackend):
     ) -> Tensor:
         """By Winograd's minimal filtering where that serves, else torch's."""
         conv = _convolution(stride, padding, False, groups)
-        if conv is not None and _winograd_serves(x, size, x.shape, dy.shape, conv):
+        if conv is not None and _winograd_serves(
+            x, size, x.shape, dy.shape, conv, nchw=conv.stride == 1
+        ):
             return self._weight_grad(x, None, dy, None, conv, size)
         return convolution.conv2d_weight_grad(x, dy, size, stride, padding, groups)
 
@@ -202,51 +227,35 @@ class CppBackend(CompiledBackend):
     ) -> tuple[Tensor, Tensor | None]:
         """The epilogue of c = conv2d(s · x, w), and c too if `keep`."""
         if s is not None and _makes_few(x, w, conv):
-            c = self._few_outputs(x, w, s).view(size)
+            c = _sample_product(_sample_weights(w, s, x), x)
             return c if epilogue.does_nothing else self.demod_act(c, epilogue), c if keep else None
         y, kept = self._winograd(x, w, s, conv, size, epilogue, keep)
-        return in_layout_of(y, x), None if kept is None else in_layout_of(kept, x)
+        return _in_layout_of(y, x), None if kept is None else _in_layout_of(kept, x)
 
     def fused_conv_input_grad(
         self, dc: Tensor, w: Tensor, conv: Convolution, x: Tensor, s: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Gradients (dx, ds) of c = conv2d(s · x, w); conv and w are the forward's."""
         if _makes_few(x, w, conv):
-            products = self._products(dc, x)
+            products = _pixel_products(dc, x)
             ds = (products * w.flatten(1)).sum(1, dtype=accumulate_dtype(x.dtype))
-            weights = self._sample_weights(w, s, x).transpose(1, 2)
-            dx = torch.bmm(weights, _pixels(in_layout_of(dc, x))).view(x.shape)
-            return in_layout_of(dx, x), ds.to(s.dtype)
+            weights = _sample_weights(w, s, x).transpose(1, 2)
+            return _sample_product(weights, in_layout_of(dc, x)), ds.to(s.dtype)
         ds = torch.empty(s.shape, dtype=accumulate_dtype(x.dtype))
         adjoint = replace(conv, transposed=not conv.transposed)
         dx, _ = self._winograd(dc, w, None, adjoint, x.shape, Epilogue(d=s), False, x, ds)
-        return in_layout_of(dx, x), ds
+        return _in_layout_of(dx, x), ds
 
     def fused_conv_weight_grad(
         self, dc: Tensor, w_size: Sequence[int], conv: Convolution, x: Tensor, s: Tensor
     ) -> Tensor:
         """Gradient of c = conv2d(s · x, w) with respect to w, of the given size; conv is the forward's."""
         if list(w_size[2:]) == [1, 1]:
-            dw = (self._products(dc, x) * s[:, None, :]).sum(0)
+            dw = (_pixel_products(dc, x) * s[:, None, :]).sum(0)
             return dw.to(x.dtype).view(*w_size)
         if conv.transposed:
             return self._weight_grad(dc, None, x, s, conv, w_size)
         return self._weight_grad(x, s, dc, None, conv, w_size)
-
-    def _sample_weights(self, w: Tensor, s: Tensor, x: Tensor) -> Tensor:
-        """weight · styles `[N, O, I]` of a 1×1 kernel."""
-        return (w.flatten(1) * s[:, None, :]).to(x.dtype)
-
-    def _few_outputs(self, x: Tensor, w: Tensor, s: Tensor) -> Tensor:
-        """c `[N, O, H·W]` of a 1×1 convolution, in x's layout."""
-        weights = self._sample_weights(w, s, x)
-        if memory_format_of(x) == torch.channels_last:
-            return torch.bmm(_pixels(x).transpose(1, 2), weights.transpose(1, 2)).transpose(1, 2)
-        return torch.bmm(weights, _pixels(x))
-
-    def _products(self, dc: Tensor, x: Tensor) -> Tensor:
-        """Σ dc · x over the pixels, `[N, O, I]`."""
-        return torch.bmm(_pixels(in_layout_of(dc, x)), _pixels(x).transpose(1, 2))
 
     def _winograd(
         self,
@@ -303,7 +312,22 @@ class CppBackend(CompiledBackend):
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
+    """x in channels_last: torch takes up to six times as long where planes lie a power of two apart."""
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    x = x.contiguous()
+    y = torch.empty_like(x, memory_format=torch.channels_last)
+    torch.ops.gpseg_cpp.change_layout.default(x, y)
+    return y
+
+
+def _in_layout_of(y: Tensor, x: Tensor) -> Tensor:
+    """y, which is in channels_last, in x's layout."""
+    if memory_format_of(x) == torch.channels_last or y.is_contiguous():
+        return y
+    z = torch.empty_like(y, memory_format=torch.contiguous_format)
+    torch.ops.gpseg_cpp.change_layout.default(y, z)
+    return z
 
 
 def _convolution(

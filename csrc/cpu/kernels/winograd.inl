@@ -50,7 +50,8 @@ GPSEG_INLINE void put(BFloat16* p, Vec v) {
 // From one tile to the next, input and output move on by `in_step` and `out_step`; the first patch
 // starts `lead` before the image. All arrays of vectors have a step.
 //
-// Loops over a second axis are not unrolled: one round's addresses fit the registers, all would not.
+// Loops over a second axis are not unrolled: one round's addresses fit the registers, all would
+// not.
 
 // y[i] = sum of w[k] x[i + k]: F(4, 3), 6 products where the direct sum has 12.
 struct Plain {
