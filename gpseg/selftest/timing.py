@@ -278,12 +278,13 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def on_cpu(clock: Callable[[], float] = time.perf_counter) -> Timer:
-    """Time of one call, over as many in a row as fill a block: what the contestant before left in the caches, and
-    threads that have to wake up, weigh on the first alone. Of `Parts` it is the weighted sum."""
+    """Time of one call, over as many in a row as fill a block, after one that is not counted: what the contestant before
+    left in caches and allocators, and threads that have to wake up, weigh on that. Of `Parts` it is the weighted sum."""
 
     def timer(call: Call) -> float:
         if isinstance(call, Parts):
             return call.total(timer)
+        call()
         start, count = clock(), 0
         while True:
             call()
