@@ -13,7 +13,6 @@ from gpseg.backends.compiled import CompiledBackend, flat
 from gpseg.backends.contract import Epilogue
 from gpseg.backends.layout import (
     accumulate_dtype,
-    empty_in_layout_of,
     for_sums,
     in_layout_of,
     memory_format_of,
@@ -62,13 +61,17 @@ def _load() -> str | None:
 
 
 def _empty(x: Tensor, size: Sequence[int]) -> Tensor:
+    """An uninitialised tensor of that size, of x's type and in its layout."""
+    return _empty_in(memory_format_of(x), x, size)
+
+
+def _empty_in(layout: torch.memory_format, x: Tensor, size: Sequence[int]) -> Tensor:
     if (
         math.prod(size) * x.element_size() < POOLED_BYTES
         or importlib.import_module("gpseg._C").cache_limit() == 0
     ):
-        return empty_in_layout_of(x, size)
-    channels_last = memory_format_of(x) == torch.channels_last
-    y: Tensor = torch.ops.gpseg_cpp.empty.default(x, size, channels_last)
+        return torch.empty(size, dtype=x.dtype, memory_format=layout)
+    y: Tensor = torch.ops.gpseg_cpp.empty.default(x, size, layout == torch.channels_last)
     return y
 
 
@@ -316,7 +319,7 @@ def _channels_last(x: Tensor) -> Tensor:
     if x.is_contiguous(memory_format=torch.channels_last):
         return x
     x = x.contiguous()
-    y = torch.empty_like(x, memory_format=torch.channels_last)
+    y = _empty_in(torch.channels_last, x, x.shape)
     torch.ops.gpseg_cpp.change_layout.default(x, y)
     return y
 
@@ -325,7 +328,7 @@ def _in_layout_of(y: Tensor, x: Tensor) -> Tensor:
     """y, which is in channels_last, in x's layout."""
     if memory_format_of(x) == torch.channels_last or y.is_contiguous():
         return y
-    z = torch.empty_like(y, memory_format=torch.contiguous_format)
+    z = _empty_in(torch.contiguous_format, y, y.shape)
     torch.ops.gpseg_cpp.change_layout.default(y, z)
     return z
 
