@@ -135,14 +135,12 @@ class CompiledBackend:
         assert ds is not None
         return dx, ds
 
-    def demod_act(
-        self,
-        c: Tensor,
-        epilogue: Epilogue,
-    ) -> Tensor:
-        """The epilogue of `c [N, O, H, W]`."""
-        y = self._empty(c, c.shape)
-        self._kernels.demod_act.default(in_layout_of(c, c), *flat(epilogue, c), y)
+    def demod_act(self, c: Tensor, epilogue: Epilogue, overwrites: bool = False) -> Tensor:
+        """The epilogue of `c [N, O, H, W]`, on the CPU in its place if it may be."""
+        c = in_layout_of(c, c)
+        # CUDA's kernels read through a cache that does not see what they write
+        y = c if overwrites and not self._on_gpu else self._empty(c, c.shape)
+        self._kernels.demod_act.default(c, *flat(epilogue, c), y)
         return y
 
     def demod_act_backward(

@@ -119,12 +119,8 @@ class Backend(Protocol):
     def scale_channels_backward(self, x: Tensor, s: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients (dx, ds) of `scale_channels`, in one pass."""
 
-    def demod_act(
-        self,
-        c: Tensor,
-        epilogue: Epilogue,
-    ) -> Tensor:
-        """The epilogue of `c [N, O, H, W]`."""
+    def demod_act(self, c: Tensor, epilogue: Epilogue, overwrites: bool = False) -> Tensor:
+        """The epilogue of `c [N, O, H, W]`; `overwrites`: nobody wants c any more, so the result may take its place."""
 
     def demod_act_backward(
         self,

@@ -869,3 +869,21 @@ class TestLayout:
         x = torch.ones(2, 3, 4, 5)
         with pytest.raises(RuntimeError, match="one order to the other"):
             torch.ops.gpseg_cpp.change_layout.default(x, torch.empty_like(x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [(2, 5, 9, 7), (3, 64, 4, 4), (1, 3, 100, 33), (1, 40, 512, 512)])
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+def test_a_result_may_take_the_place_of_what_it_is_made_of(
+    layout: str, size: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    c = LAYOUTS[layout](sample(*size, dtype=dtype))
+    noise = sample(size[0], 1, *size[2:], seed=1)
+    epilogue = Epilogue(
+        sample(*size[:2], seed=2), noise, sample(size[1], seed=3), "swish", 0, 1.3, 0.9
+    )
+    wanted = cpp.demod_act(c, epilogue)
+    at = c.data_ptr()
+    y = cpp.demod_act(c, epilogue, overwrites=True)
+    assert y.data_ptr() == at
+    assert y.equal(wanted)

@@ -29,8 +29,8 @@ def _preactivation(c: Tensor, d: Tensor | None, noise: Tensor | None) -> Tensor:
     return z
 
 
-def demod_act(c: Tensor, epilogue: Epilogue) -> Tensor:
-    """clamp(gain · act(d · c + noise + b)) for `c [N, O, H, W]`."""
+def demod_act(c: Tensor, epilogue: Epilogue, overwrites: bool = False) -> Tensor:
+    """clamp(gain · act(d · c + noise + b)) for `c [N, O, H, W]`, always a new tensor."""
     d, noise, b, act, alpha, gain, clamp = epilogue
     return in_layout_of(bias_act(_preactivation(c, d, noise), b, 1, act, alpha, gain, clamp), c)
 

@@ -575,8 +575,8 @@ def scale_channels_backward(x: Tensor, s: Tensor, dy: Tensor) -> tuple[Tensor, T
     return dx, ds
 
 
-def demod_act(c: Tensor, epilogue: Epilogue) -> Tensor:
-    """The epilogue of `c [N, O, H, W]`."""
+def demod_act(c: Tensor, epilogue: Epilogue, overwrites: bool = False) -> Tensor:
+    """The epilogue of `c [N, O, H, W]`, always a new tensor."""
     return _forward(c, 1, epilogue)
 
 
