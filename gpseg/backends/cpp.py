@@ -231,7 +231,7 @@ class CppBackend(CompiledBackend):
         """The epilogue of c = conv2d(s · x, w), and c too if `keep`."""
         if s is not None and _makes_few(x, w, conv):
             c = _sample_product(_sample_weights(w, s, x), x)
-            y = c if epilogue.does_nothing else self.demod_act(c, epilogue, overwrites=not keep)
+            y = c if epilogue.does_nothing else self.demod_act(c, epilogue, not keep)
             return y, c if keep else None
         y, kept = self._winograd(x, w, s, conv, size, epilogue, keep)
         return _in_layout_of(y, x), None if kept is None else _in_layout_of(kept, x)

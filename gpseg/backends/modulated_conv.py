@@ -150,7 +150,7 @@ def _convolved(
         c = backend.conv2d(u, w, [conv.stride] * 2, conv.padding, conv.transposed, [0, 0], 1)
         if epilogue.does_nothing:
             return c, None
-        return backend.demod_act(c, epilogue, overwrites=not keep), c if keep else None
+        return backend.demod_act(c, epilogue, not keep), c if keep else None
 
     if plan.before is not None or not backend.fuses(x, w, conv, "forward"):
         return composed()
