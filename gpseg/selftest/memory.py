@@ -52,7 +52,7 @@ def peak_rise(call: Callable[[], object], device: torch.device) -> int:
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGE)
     call()
     # What gpseg keeps of freed results, for the next ones, counts as what it takes.
-    getattr(ops, "empty_cpu_cache", lambda: None)()
+    ops.empty_cpu_cache()
     with contextlib.suppress(AttributeError):
         libc.malloc_trim(0)
     # 5: the peak is from now on (Linux, proc(5))
