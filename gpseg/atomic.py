@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,18 +28,50 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
+        with one_line_if_disk_full(path):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+    except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if is_disk_full(error):
-            raise RunError(
-                f"{path}: the disk is full; free some space and continue with --resume"
-            ) from error
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that a kill left in a folder, but not those of processes that run.
+
+    Args:
+        folder: what `replacing` was used in.
+    """
+    for file in folder.glob(".*.tmp"):
+        writer = re.fullmatch(r"\..+\.(\d+)\.tmp", file.name)
+        if writer and not _runs(int(writer[1])):
+            file.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextlib.contextmanager
+def one_line_if_disk_full(path: Path) -> Iterator[None]:
+    """Turn what is raised in the block, where the cause is a full disk, into a RunError that names `path`."""
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise RunError(
+            f"{path}: the disk is full; free some space and continue with --resume"
+        ) from error
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -24,7 +24,8 @@ from gpseg.models.segmenter import READOUTS, Segmenter
 from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig
 from gpseg.training.device import choose_device, choose_dtype
 from gpseg.training.finetune import FinetuneConfig, Finetuner, TrainingSet, finetune
-from gpseg.training.pretrain import PretrainConfig, pretrain
+from gpseg.training.pretrain import pretrain
+from gpseg.training.pretrain_config import PretrainConfig
 from gpseg.training.run_folder import RunFolder, stop_requests
 
 log = logging.getLogger(__name__)

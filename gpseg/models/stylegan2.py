@@ -9,7 +9,7 @@ convolutions are fastest on the CPU and on tensor cores alike.
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -179,7 +179,13 @@ class SynthesisLayer(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, w: Tensor, *, noise_mode: NoiseMode = "random", gain: float = 1.0
+        self,
+        x: Tensor,
+        w: Tensor,
+        *,
+        noise_mode: NoiseMode = "random",
+        noise: Tensor | None = None,
+        gain: float = 1.0,
     ) -> Tensor:
         """Apply the layer.
 
@@ -187,18 +193,14 @@ class SynthesisLayer(nn.Module):
             x: [N, in_channels, H, W].
             w: [N, w_dim], float32.
             noise_mode: "random" draws new noise, "const" takes the layer's own, "none" adds none.
+            noise: the noise itself, [N, 1, resolution, resolution], in place of what `noise_mode` says.
             gain: factor on the result, applied to the clamp as well.
 
         Returns:
             [N, out_channels, resolution, resolution] in x's dtype.
         """
-        noise = None
-        if noise_mode == "random":
-            noise = torch.randn(x.shape[0], 1, self.resolution, self.resolution, device=x.device)
-        elif noise_mode == "const":
-            noise = self.noise_const
-        elif noise_mode != "none":
-            raise InputError(f'noise_mode "{noise_mode}": give "random", "const" or "none"')
+        if noise is None:
+            noise = self._noise(x, noise_mode)
         return ops.modulated_conv2d_act(
             x,
             self.weight.to(x.dtype),
@@ -214,6 +216,15 @@ class SynthesisLayer(nn.Module):
             gain=math.sqrt(2) * gain,
             clamp=None if self.conv_clamp is None else self.conv_clamp * gain,
         )
+
+    def _noise(self, x: Tensor, mode: NoiseMode) -> Tensor | None:
+        if mode == "random":
+            return torch.randn(x.shape[0], 1, self.resolution, self.resolution, device=x.device)
+        if mode == "const":
+            return self.noise_const
+        if mode != "none":
+            raise InputError(f'noise_mode "{mode}": give "random", "const" or "none"')
+        return None
 
 
 class ToRGB(nn.Module):
@@ -291,6 +302,7 @@ class SynthesisBlock(nn.Module):
         ws: Tensor,
         *,
         noise_mode: NoiseMode = "random",
+        noise: Sequence[Tensor] | None = None,
         inject: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> tuple[Tensor, Tensor]:
@@ -301,6 +313,7 @@ class SynthesisBlock(nn.Module):
             img: image so far [N, img_channels, r/2, r/2], float32; None in the first block.
             ws: this block's styles [N, num_conv + 1, w_dim]; the last is ToRGB's.
             noise_mode: see `SynthesisLayer`.
+            noise: see `SynthesisLayer`, one for each convolution.
             inject: added to the features [N, out_channels, r, r] that the block's last convolution takes.
             dtype: dtype of the features.
 
@@ -308,14 +321,16 @@ class SynthesisBlock(nn.Module):
             Features [N, out_channels, r, r] and image [N, img_channels, r, r] (float32).
         """
         styles = iter(ws.unbind(dim=1))
+        nothing: Sequence[Tensor | None] = (None,) * self.num_conv
+        given = iter(noise or nothing)
         if x is None:
             x = self.const.to(dtype).unsqueeze(0).expand(ws.shape[0], -1, -1, -1)
             x = x.contiguous(memory_format=torch.channels_last)
         else:
-            x = self.conv0(x.to(dtype), next(styles), noise_mode=noise_mode)
+            x = self.conv0(x.to(dtype), next(styles), noise_mode=noise_mode, noise=next(given))
         if inject is not None:
             x = x + inject.to(x.dtype)
-        x = self.conv1(x, next(styles), noise_mode=noise_mode)
+        x = self.conv1(x, next(styles), noise_mode=noise_mode, noise=next(given))
         rgb = self.torgb(x, next(styles)).float()
         img = rgb if img is None else ops.upsample2d(img, self.resample_filter) + rgb
         return x, img
@@ -343,6 +358,7 @@ class SynthesisNetwork(nn.Module):
         conv_clamp: bound on the absolute value of every layer's output; None for no bound.
         dtype: dtype of the features where `forward` is not told another.
         checkpointing: keep no block's activations for the backward pass, but compute them anew there.
+        float32_below: blocks of lower resolutions compute in float32 whatever the dtype (as wanted for float16).
     """
 
     def __init__(
@@ -355,6 +371,7 @@ class SynthesisNetwork(nn.Module):
         conv_clamp: float | None = None,
         dtype: torch.dtype = torch.float32,
         checkpointing: bool = False,
+        float32_below: int = 0,
     ) -> None:
         super().__init__()
         self.w_dim = w_dim
@@ -362,8 +379,10 @@ class SynthesisNetwork(nn.Module):
         self.resolutions = block_resolutions(img_resolution)
         self.channels = {r: channels(r, channel_base, channel_max) for r in self.resolutions}
         self.num_ws = 2 * len(self.resolutions)
+        self.noise_resolutions = [4, *(r for r in self.resolutions[1:] for _ in range(2))]
         self.dtype = dtype
         self.checkpointing = checkpointing
+        self.float32_below = float32_below
         below = 0
         for r in self.resolutions:
             block = SynthesisBlock(below, self.channels[r], w_dim, r, img_channels, conv_clamp)
@@ -382,6 +401,7 @@ class SynthesisNetwork(nn.Module):
         *,
         inject: Mapping[int, Tensor] | None = None,
         noise_mode: NoiseMode = "random",
+        noise: Sequence[Tensor] | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Make images.
@@ -390,12 +410,15 @@ class SynthesisNetwork(nn.Module):
             ws: styles [N, num_ws, w_dim].
             inject: see `features_and_image`.
             noise_mode: "random", "const" or "none".
+            noise: see `features_and_image`.
             dtype: dtype of the features; None for the network's own.
 
         Returns:
             Images [N, img_channels, img_resolution, img_resolution], float32, about −1 … 1.
         """
-        return self.features_and_image(ws, inject=inject, noise_mode=noise_mode, dtype=dtype)[1]
+        return self.features_and_image(
+            ws, inject=inject, noise_mode=noise_mode, noise=noise, dtype=dtype
+        )[1]
 
     def features_and_image(
         self,
@@ -403,6 +426,7 @@ class SynthesisNetwork(nn.Module):
         *,
         inject: Mapping[int, Tensor] | None = None,
         noise_mode: NoiseMode = "random",
+        noise: Sequence[Tensor] | None = None,
         dtype: torch.dtype | None = None,
     ) -> tuple[dict[int, Tensor], Tensor]:
         """Make images, and keep the features of every resolution.
@@ -412,6 +436,7 @@ class SynthesisNetwork(nn.Module):
             inject: by resolution r, a tensor [N, channels[r], r, r] that is added to what the last convolution
                 of that resolution takes; resolutions may be missing.
             noise_mode: "random", "const" or "none".
+            noise: in place of that, one tensor [N, 1, r, r] for each r of `noise_resolutions`.
             dtype: dtype of the features; None for the network's own.
 
         Returns:
@@ -425,6 +450,7 @@ class SynthesisNetwork(nn.Module):
         first = 0
         for r in self.resolutions:
             block = self.block(r)
+            span = slice(first, first + block.num_conv)
             # ToRGB shares its style with the next block's first convolution.
             x, img = _run_block(
                 block,
@@ -433,8 +459,9 @@ class SynthesisNetwork(nn.Module):
                 ws[:, first : first + block.num_conv + 1],
                 recompute=self.checkpointing,
                 noise_mode=noise_mode,
+                noise=None if noise is None else noise[span],
                 inject=inject.get(r),
-                dtype=dtype,
+                dtype=torch.float32 if r < self.float32_below else dtype,
             )
             features[r] = x
             first += block.num_conv
@@ -457,6 +484,7 @@ class Generator(nn.Module):
         conv_clamp: bound on the absolute value of every layer's output (256 for float16); None for no bound.
         dtype: dtype of the features where `forward` is not told another.
         checkpointing: keep no block's activations for the backward pass, but compute them anew there.
+        float32_below: see `SynthesisNetwork`.
     """
 
     def __init__(
@@ -472,6 +500,7 @@ class Generator(nn.Module):
         conv_clamp: float | None = None,
         dtype: torch.dtype = torch.float32,
         checkpointing: bool = False,
+        float32_below: int = 0,
     ) -> None:
         super().__init__()
         self.z_dim = z_dim
@@ -486,6 +515,7 @@ class Generator(nn.Module):
             conv_clamp,
             dtype,
             checkpointing,
+            float32_below,
         )
         self.num_ws = self.synthesis.num_ws
         self.mapping = MappingNetwork(z_dim, c_dim, w_dim, self.num_ws, mapping_layers)
@@ -597,6 +627,7 @@ class Discriminator(nn.Module):
         conv_clamp: bound on the absolute value of every layer's output (256 for float16); None for no bound.
         dtype: dtype of the features where the methods are not told another.
         checkpointing: keep no block's activations for the backward pass, but compute them anew there.
+        float32_below: see `SynthesisNetwork`.
     """
 
     def __init__(
@@ -610,6 +641,7 @@ class Discriminator(nn.Module):
         conv_clamp: float | None = None,
         dtype: torch.dtype = torch.float32,
         checkpointing: bool = False,
+        float32_below: int = 0,
     ) -> None:
         super().__init__()
         _require_unconditional(c_dim)
@@ -618,6 +650,7 @@ class Discriminator(nn.Module):
         self.channels = {r: channels(r, channel_base, channel_max) for r in self.resolutions}
         self.dtype = dtype
         self.checkpointing = checkpointing
+        self.float32_below = float32_below
         for r in self.resolutions[:-1]:
             block = DiscriminatorBlock(
                 self.channels[r],
@@ -656,6 +689,8 @@ class Discriminator(nn.Module):
             if r == self.img_resolution:
                 x = block.fromrgb(x)
                 features[r] = x
+            if r < self.float32_below:
+                x = x.float()
             x = _run_block(block, x, recompute=self.checkpointing)
             features[r // 2] = x
         return features
@@ -711,9 +746,12 @@ class NetworkConfig:
     conv_clamp: float | None = None
 
     def generator(
-        self, dtype: torch.dtype = torch.float32, checkpointing: bool = False
+        self,
+        dtype: torch.dtype = torch.float32,
+        checkpointing: bool = False,
+        float32_below: int = 0,
     ) -> Generator:
-        """A generator with random weights; dtype and checkpointing as in `Generator`."""
+        """A generator with random weights; the arguments are those of `Generator`."""
         return Generator(
             z_dim=self.z_dim,
             w_dim=self.w_dim,
@@ -725,12 +763,16 @@ class NetworkConfig:
             conv_clamp=self.conv_clamp,
             dtype=dtype,
             checkpointing=checkpointing,
+            float32_below=float32_below,
         )
 
     def discriminator(
-        self, dtype: torch.dtype = torch.float32, checkpointing: bool = False
+        self,
+        dtype: torch.dtype = torch.float32,
+        checkpointing: bool = False,
+        float32_below: int = 0,
     ) -> Discriminator:
-        """A discriminator with random weights; dtype and checkpointing as in `Discriminator`."""
+        """A discriminator with random weights; the arguments are those of `Discriminator`."""
         return Discriminator(
             img_resolution=self.img_resolution,
             img_channels=self.img_channels,
@@ -739,4 +781,5 @@ class NetworkConfig:
             conv_clamp=self.conv_clamp,
             dtype=dtype,
             checkpointing=checkpointing,
+            float32_below=float32_below,
         )

@@ -23,7 +23,8 @@ from gpseg.selftest.textbook_models import GROUPED, TEXTBOOK, PlainTraining, usi
 from gpseg.selftest.timing import Call, Parts, serving_backends
 from gpseg.training.device import Precision
 from gpseg.training.finetune import FinetuneConfig, Finetuner, TrainingSet
-from gpseg.training.pretrain import PretrainConfig, Trainer
+from gpseg.training.pretrain_config import PretrainConfig
+from gpseg.training.trainer import Trainer
 
 ModelDirection = Literal["forward", "forward+backward", "step"]
 Kind = Literal[

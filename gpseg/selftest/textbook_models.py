@@ -15,7 +15,7 @@ from gpseg.nn import layers
 from gpseg.selftest import grouped, textbook
 from gpseg.training import losses
 from gpseg.training.losses import discriminator_loss, generator_loss, r1_penalty
-from gpseg.training.pretrain import PretrainConfig
+from gpseg.training.pretrain_config import PretrainConfig
 
 _USERS: tuple[Any, ...] = (stylegan2, layers, losses)
 """The modules that call operators, each as `ops.…`."""
@@ -61,7 +61,7 @@ def using(operators: ModuleType) -> Iterator[None]:
 class PlainTraining:
     """Pre-training as it is usually written: the defaults of Adam, and fakes made anew for the discriminator.
 
-    What is learned, and from what, is `gpseg.training.pretrain.Trainer`'s.
+    What is learned, and from what, is `gpseg.training.trainer.Trainer`'s.
 
     Args:
         config: options; of these the batch, style mixing, augmentation, R1 and the running mean count.
@@ -80,6 +80,7 @@ class PlainTraining:
         compiled: bool = False,
     ) -> None:
         self.config = config
+        self.recipe = config.recipe()
         self.generator = network.generator(dtype).to(device)
         self.discriminator = network.discriminator(dtype).to(device)
         self.generator_ema = ema_copy(self.generator)
@@ -88,12 +89,13 @@ class PlainTraining:
         self.device = device
         self.sampling = torch.Generator().manual_seed(config.seed)
         self.random = torch.Generator(device).manual_seed(config.seed)
+        self.own_random = torch.Generator(device)
         if compiled:
             self.generator.synthesis.compile(dynamic=False)
             self.discriminator.compile(dynamic=False)
 
     def _latents(self) -> Tensor:
-        size = (self.config.batch, self.config.z_dim)
+        size = (self.recipe.batch, self.recipe.z_dim)
         return torch.randn(size, generator=self.random, device=self.device)
 
     def _fakes(self, update_w_avg: bool = False) -> Tensor:
@@ -101,12 +103,19 @@ class PlainTraining:
         if torch.rand((), generator=self.sampling) < self.config.style_mixing:
             first = int(torch.randint(1, self.generator.num_ws, (), generator=self.sampling))
             ws = mix_styles(ws, self.generator.mapping(self._latents()), first)
-        images: Tensor = self.generator.synthesis(ws)
+        images: Tensor = self.generator.synthesis(ws, noise=self._noise())
         return images
+
+    def _noise(self) -> list[Tensor]:
+        batch = self.recipe.batch
+        return [
+            torch.randn(batch, 1, r, r, generator=self.random, device=self.device)
+            for r in self.generator.synthesis.noise_resolutions
+        ]
 
     def _judged(self, images: Tensor) -> Tensor:
         if self.config.augment != "none":
-            images = data.diff_augment(images, self.random)
+            images = data.diff_augment(images, self.own_random)
         logits: Tensor = self.discriminator(images)
         return logits
 
@@ -136,11 +145,10 @@ class PlainTraining:
         reals = reals.detach().requires_grad_(True)
         images = reals
         if self.config.augment != "none":
-            images = data.diff_augment(images, self.random)
+            images = data.diff_augment(images, self.own_random)
         self.optimizer_d.zero_grad()
         penalty = r1_penalty(self.discriminator.forward(images), reals)
-        gamma = 0.002 * self.config.resolution**2 / self.config.batch
-        (penalty * (gamma / 2 * self.config.r1_interval)).backward()
+        (penalty * (self.recipe.r1_gamma / 2 * self.config.r1_interval)).backward()
         self.optimizer_d.step()
         return penalty.detach()
 

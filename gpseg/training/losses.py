@@ -1,6 +1,7 @@
 """Losses of both stages."""
 
 import copy
+import math
 
 import torch
 from torch import Tensor
@@ -49,6 +50,25 @@ def r1_penalty(real_logits: Tensor, real_images: Tensor) -> Tensor:
     with ops.no_weight_grad():
         (gradient,) = torch.autograd.grad(real_logits.sum(), real_images, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3)).mean()
+
+
+def path_lengths(images: Tensor, ws: Tensor, noise: Tensor) -> Tensor:
+    """How far an image moves when its styles do (path length; Karras et al., CVPR 2020).
+
+    Args:
+        images: [N, C, H, W], computed from `ws`.
+        ws: styles [N, num_ws, w_dim], with a graph.
+        noise: a random direction of each image, [N, C, H, W] from N(0, 1).
+
+    Returns:
+        |J_wᵀ y| of each image, [N], with a graph: the norm over w, in the root mean square over layers.
+    """
+    h, w = images.shape[2:]
+    with ops.no_weight_grad():
+        (gradient,) = torch.autograd.grad(
+            (images * noise).sum() / math.sqrt(h * w), ws, create_graph=True
+        )
+    return gradient.square().sum(dim=2).mean(dim=1).sqrt()
 
 
 class PerceptualLoss(torch.nn.Module):

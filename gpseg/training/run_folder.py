@@ -27,8 +27,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gpseg.atomic import is_disk_full, replacing
-from gpseg.errors import InputError, RunError
+from gpseg.atomic import one_line_if_disk_full, remove_leftovers, replacing
+from gpseg.errors import InputError
+from gpseg.training.distributed import ALONE, Ranks, restarted
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -88,6 +89,7 @@ class RunFolder:
         *,
         resume: bool = False,
         may_change: Collection[str] = (),
+        ranks: Ranks = ALONE,
     ) -> "RunFolder":
         """Make a folder for a new run, or open that of a run to continue.
 
@@ -97,6 +99,7 @@ class RunFolder:
             config: the run's options; paths and the like are stored as text.
             resume: continue the run in `out`.
             may_change: options that may differ from the run's when it is continued.
+            ranks: the processes that share the run; all have to see the folder. Only the first one writes there.
 
         Returns:
             The run folder.
@@ -106,28 +109,53 @@ class RunFolder:
                 other options.
         """
         cls.check(out, resume)
+        ranks.wait()
         # What JSON makes of the options, so that they compare equal to those read back.
         config = json.loads(json.dumps(dict(config), default=str))
         path = out or _free_path(Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}")
-        folder = cls(path)
+        folder = cls(path) if ranks.first else ReadFolder(path)
         if resume:
-            stored = folder._read_config()
+            stored = cls.stored(path)
             for key, value in config.items():
                 if key not in may_change and stored.get(key) != value:
                     raise InputError(
                         f"{path}: that run has {key} = {stored.get(key)}, not {value}; "
                         "give the same option, or start a new run without --resume"
                     )
-        try:
-            for name in ("checkpoints", "samples"):
-                (path / name).mkdir(parents=True, exist_ok=True)
-        except PermissionError as error:
-            raise InputError(f"{path}: no permission to write there; give another --out") from error
+        ranks.wait()
+        folder._make()
         folder.write_json("config.json", config)
+        ranks.wait()
         return folder
 
-    def _read_config(self) -> dict[str, Any]:
-        file = self.path / "config.json"
+    def _make(self) -> None:
+        folders = [self.path / name for name in ("checkpoints", "samples")]
+        try:
+            with one_line_if_disk_full(self.path):
+                for folder in folders:
+                    folder.mkdir(parents=True, exist_ok=True)
+        except PermissionError as error:
+            raise InputError(
+                f"{self.path}: no permission to write there; give another --out"
+            ) from error
+        for folder in (self.path, *folders):
+            remove_leftovers(folder)
+
+    @staticmethod
+    def continues(out: Path | None, resume: bool) -> bool:
+        """Whether a run is to be continued: if asked for, or if torchrun started it again after a failure."""
+        return resume or (restarted() and out is not None and (out / "config.json").exists())
+
+    @staticmethod
+    def stored(out: Path | None) -> dict[str, Any]:
+        """The options of the run in a folder.
+
+        Raises:
+            InputError: there is no run.
+        """
+        RunFolder.check(out, resume=True)
+        assert out is not None
+        file = out / "config.json"
         try:
             config = json.loads(file.read_text())
         except json.JSONDecodeError as error:
@@ -152,7 +180,8 @@ class RunFolder:
             Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()).save(
                 temporary, format="PNG"
             )
-        self._tensorboard().add_image(name, image.cpu(), step)
+        with one_line_if_disk_full(self.path):
+            self._tensorboard().add_image(name, image.cpu(), step)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append one line to `metrics.jsonl`, and the numbers to TensorBoard.
@@ -164,17 +193,11 @@ class RunFolder:
         Raises:
             RunError: if the disk is full.
         """
-        try:
+        with one_line_if_disk_full(self.path):
             with (self.path / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
             for name, value in values.items():
                 self._tensorboard().add_scalar(name, value, step)
-        except OSError as error:
-            if is_disk_full(error):
-                raise RunError(
-                    f"{self.path}: the disk is full; free some space and continue with --resume"
-                ) from error
-            raise
 
     def metrics(self) -> list[dict[str, float]]:
         """What was logged so far; a line that a kill cut short is left out."""
@@ -249,15 +272,38 @@ class RunFolder:
 
     def close(self) -> None:
         """Flush and close the TensorBoard log."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with one_line_if_disk_full(self.path):
+                writer.close()
 
     def __enter__(self) -> "RunFolder":
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+class ReadFolder(RunFolder):
+    """The run folder in a process that isn't the job's first: states are read, nothing is written."""
+
+    def _make(self) -> None:
+        pass
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Leave that to the first process, as all that follows."""
+
+    def write_image(self, name: str, image: Tensor, step: int) -> None:
+        """Leave that to the first process."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Leave that to the first process."""
+
+    def save_state(self, step: int, state: Mapping[str, Any]) -> None:
+        """Leave that to the first process."""
+
+    def _rewind(self, step: int) -> None:
+        pass
 
 
 def _free_path(path: Path) -> Path:

@@ -1,7 +1,8 @@
 """What every training loop does around its steps."""
 
 import gc
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gpseg.errors import RunError
+from gpseg.training.distributed import ALONE, Ranks
 from gpseg.training.run_folder import RunFolder
 
 
@@ -40,11 +42,12 @@ class Means:
             self._sums[name] = self._sums.get(name, 0) + value
             self._counts[name] = self._counts.get(name, 0) + 1
 
-    def take(self) -> dict[str, float]:
-        """The means, starting over."""
-        totals = torch.stack([*self._sums.values()]).tolist() if self._sums else []
+    def take(self, ranks: Ranks = ALONE) -> dict[str, float]:
+        """The means, over all processes, starting over."""
+        totals = [*self._sums.values()]
+        whole = ranks.mean(torch.stack(totals)).tolist() if totals else []
         means = {
-            name: total / self._counts[name] for name, total in zip(self._sums, totals, strict=True)
+            name: total / self._counts[name] for name, total in zip(self._sums, whole, strict=True)
         }
         self._sums, self._counts = {}, {}
         return means
@@ -78,7 +81,37 @@ def check_finite(values: dict[str, float], folder: RunFolder, remedy: str) -> No
     Raises:
         RunError: a value isn't finite; the message names it and the last good state.
     """
-    bad = [name for name, value in values.items() if not torch.isfinite(torch.tensor(value))]
+    _stop_for([name for name, value in values.items() if not math.isfinite(value)], folder, remedy)
+
+
+def check_state(state: Mapping[str, Any], folder: RunFolder, remedy: str) -> None:
+    """Stop a run rather than save a state with a number in it that isn't finite.
+
+    The losses of a step were computed from the weights before it: they don't tell what it made of them.
+
+    Args:
+        state: tensors in dicts and lists.
+        folder: the run's folder.
+        remedy: options that may help, for the message.
+
+    Raises:
+        RunError: as `check_finite`.
+    """
+    bad = [name for name, tensor in _tensors(state) if not bool(torch.isfinite(tensor).all())]
+    _stop_for(bad[:1], folder, remedy)
+
+
+def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield name, value
+    elif isinstance(value, Mapping | list):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in items:
+            yield from _tensors(item, f"{name}.{key}" if name else str(key))
+
+
+def _stop_for(bad: list[str], folder: RunFolder, remedy: str) -> None:
     if bad:
         good = folder.last_state()
         kept = f"{good} is the last good state" if good else "no state was saved yet"

@@ -23,7 +23,7 @@ from gpseg.selftest.models import (
 )
 from gpseg.selftest.textbook_models import GROUPED, TEXTBOOK, PlainTraining, using
 from gpseg.selftest.timing import Parts
-from gpseg.training.pretrain import Trainer
+from gpseg.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 RACES = [

@@ -17,8 +17,10 @@ from gpseg.errors import InputError, RunError
 from gpseg.models.checkpoint import load_generator
 from gpseg.training import losses
 from gpseg.training import pretrain as module
-from gpseg.training.pretrain import PretrainConfig, Trainer, image_grid, pretrain, training_images
+from gpseg.training.pretrain import image_grid, pretrain, training_images
+from gpseg.training.pretrain_config import PretrainConfig
 from gpseg.training.run_folder import Interrupted, RunFolder
+from gpseg.training.trainer import Trainer
 
 SMALL = {
     "resolution": 16,

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from gpseg.training.pretrain import PretrainConfig, Trainer
+from gpseg.training.pretrain_config import PretrainConfig
 from gpseg.training.steps import Means, restore_optimizer, short_collections
+from gpseg.training.trainer import Trainer
 
 
 def trainer(resolution: int = 32) -> Trainer:
