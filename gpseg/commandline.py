@@ -11,6 +11,7 @@ import tyro
 
 from gpseg.atomic import is_disk_full
 from gpseg.errors import InputError, RunError
+from gpseg.training.distributed import rank_and_count
 from gpseg.training.run_folder import Interrupted
 
 Config = TypeVar("Config")
@@ -43,7 +44,9 @@ def run(
         args=args,
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
     )
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    # Of several processes the first one tells how things go; errors come from whoever has one.
+    level = logging.INFO if rank_and_count()[0] == 0 else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         main(config)
     except KeyboardInterrupt as error:
@@ -65,7 +68,10 @@ def run(
 def _fail(message: str, code: int) -> int:
     if os.environ.get("GPSEG_DEBUG") == "1":
         logging.getLogger(__name__).exception("traceback (GPSEG_DEBUG=1)")
-    print(" ".join(message.split()), file=sys.stderr)
+    rank, count = rank_and_count()
+    message = " ".join(message.split())
+    # In one write: lines of several processes don't mix.
+    sys.stderr.write(f"rank {rank}: {message}\n" if count > 1 else f"{message}\n")
     return code
 
 
@@ -75,4 +81,6 @@ def _interruption(command: str, args: list[str], error: KeyboardInterrupt) -> st
     kept = [arg for arg in args if arg != "--resume"]
     if not any(arg == "--out" or arg.startswith("--out=") for arg in kept):
         kept += ["--out", str(error.folder)]
-    return f"interrupted; {error.folder} holds the state, continue with: python -m {command} {shlex.join(kept)} --resume"
+    _, count = rank_and_count()
+    launch = "python" if count == 1 else "torchrun (with the same options)"
+    return f"interrupted; {error.folder} holds the state, continue with: {launch} -m {command} {shlex.join(kept)} --resume"

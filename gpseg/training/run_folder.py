@@ -218,8 +218,10 @@ class RunFolder:
         Raises:
             RunError: if the disk is full.
         """
-        with replacing(self.path / "checkpoints" / f"state-{step:010d}.pt") as temporary:
-            torch.save({"step": step, **state}, temporary)
+        path = self.path / "checkpoints" / f"state-{step:010d}.pt"
+        # torch's own file writer doesn't say what is wrong when the disk is full.
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            torch.save({"step": step, **state}, file)
         for old in self._states()[:-STATES_KEPT]:
             old.unlink()
 

@@ -125,7 +125,7 @@ def test_a_full_disk_ends_the_run_with_one_line(tmp_path, monkeypatch):
     folder.save_state(1, {"w": torch.zeros(2)})
 
     def save_half(state, file):
-        file.write_bytes(b"half")
+        file.write(b"half")
         raise RuntimeError("PytorchStreamWriter failed: No space left on device")
 
     monkeypatch.setattr(torch, "save", save_half)
