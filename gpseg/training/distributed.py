@@ -189,6 +189,7 @@ def join(out: object, timeout: float = TIMEOUT) -> Iterator[Ranks]:
 
     Raises:
         InputError: `out` is None: several processes have to agree on a folder, and find it again when restarted.
+        RunError: the others don't come.
     """
     rank, count = rank_and_count()
     if _joined or count == 1:
@@ -197,11 +198,17 @@ def join(out: object, timeout: float = TIMEOUT) -> Iterator[Ranks]:
     if out is None:
         raise InputError("torchrun: say with --out which run folder the processes share")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store, _, _ = next(dist.rendezvous("env://"))
-    dist.init_process_group(
-        backend, store=store, rank=rank, world_size=count, timeout=timedelta(seconds=timeout)
-    )
-    unequal = dist.new_group(backend="gloo", timeout=_UNEQUAL_WORK)
+    try:
+        store, _, _ = next(dist.rendezvous("env://"))
+        # The store outlives a restart, and so do addresses of processes that are gone.
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=count, timeout=timedelta(seconds=timeout)
+        )
+        unequal = dist.new_group(backend="gloo", timeout=_UNEQUAL_WORK)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"the {count} processes don't meet ({reason}); start them again") from error
     assert isinstance(unequal, dist.ProcessGroup)
     _joined.append(Ranks(rank, count, store, unequal))
     try:
