@@ -16,7 +16,7 @@ from PIL import Image
 from gpseg.commandline import run
 from gpseg.data import write_drawn
 from gpseg.evaluation.segment import TrainConfig, train_segmenter
-from gpseg.models.checkpoint import save_generator
+from gpseg.models.checkpoint import load_checkpoint, save_generator
 from gpseg.models.segmenter import Segmenter
 from gpseg.models.stylegan2 import NetworkConfig
 
@@ -181,20 +181,65 @@ def test_ctrl_c_says_how_to_go_on(home: Path, tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
+KILLED = """
+import os, signal, sys
+from gpseg.commandline import run
+from gpseg.evaluation.segment import TrainConfig, train_segmenter
+from gpseg.training.finetune import Finetuner
+
+step = Finetuner.step
+
+def dying(self, *batch):
+    if self.steps == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, *batch)
+
+Finetuner.step = dying
+run("gpseg.train", TrainConfig, train_segmenter, "Train.", sys.argv[1:])
+"""
+
+
 @pytest.mark.slow
-def test_a_killed_run_goes_on(home: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    process = start(home, out)
-    process.kill()
-    process.communicate()
-    step = max(int(p.stem.split("-")[1]) for p in (out / "checkpoints").glob("state-*.pt"))
-    options = [*arguments(home, out), "--steps", "100000", "--save-steps", "5", "--resume"]
-    resumed = subprocess.Popen(
-        [sys.executable, "-m", "gpseg.train", *options], stderr=subprocess.PIPE, text=True
+def test_a_killed_run_continues_bit_for_bit(home: Path, tmp_path: Path) -> None:
+    more = ["--steps", "8", "--save-steps", "3", "--precision", "fp32", "--device", "cpu"]
+    options = [*arguments(home, tmp_path / "run"), *more]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    killed = subprocess.run([sys.executable, "-c", KILLED, *options], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert train([*options, "--resume"]) == 0
+    assert train([*arguments(home, tmp_path / "straight"), *more]) == 0
+    got, expected = (
+        load_checkpoint(tmp_path / name / "segmenter.safetensors", "segmenter")[0]
+        for name in ("run", "straight")
     )
-    deadline = time.monotonic() + 120
-    while max(int(p.stem.split("-")[1]) for p in (out / "checkpoints").glob("state-*.pt")) <= step:
-        assert resumed.poll() is None and time.monotonic() < deadline, resumed.stderr
-        time.sleep(0.1)
-    resumed.kill()
-    resumed.communicate()
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(home: Path, tmp_path: Path) -> None:
+    """To rounding; one writes, and the other waits for it."""
+    more = ["--steps", "6", "--log-steps", "2", "--save-steps", "3", "--unlabelled-batch", "4"]
+    more += ["--labelled-batch", "4", "--precision", "fp32", "--device", "cpu"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    job = subprocess.run(
+        [*launch, "-m", "gpseg.train", *arguments(home, tmp_path / "two"), *more],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert job.returncode == 0, job.stderr
+    assert job.stderr.count("test mIoU") == 1
+    assert (tmp_path / "two" / "report.html").exists()
+    assert train([*arguments(home, tmp_path / "one"), *more]) == 0
+    two, one = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("two", "one")
+    )
+    assert [entry["step"] for entry in two] == [entry["step"] for entry in one] == [2, 4, 6]
+    for name in ("loss", "image", "perceptual", "map", "classifier"):
+        assert two[0][name] == pytest.approx(one[0][name], rel=1e-4), name
+        assert two[-1][name] == pytest.approx(one[-1][name], rel=1e-2), name

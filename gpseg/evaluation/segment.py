@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,9 @@ from gpseg.evaluation.rivals import train_unet
 from gpseg.models.checkpoint import load_generator
 from gpseg.models.segmenter import READOUTS, Segmenter
 from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig
+from gpseg.training import distributed
 from gpseg.training.device import choose_device, choose_dtype
+from gpseg.training.distributed import Ranks
 from gpseg.training.finetune import FinetuneConfig, Finetuner, TrainingSet, finetune
 from gpseg.training.pretrain import pretrain
 from gpseg.training.pretrain_config import PretrainConfig
@@ -34,7 +37,7 @@ DEFAULT_RESOLUTION = 64
 DRAWN_LABELLED = 160
 DRAWN_UNLABELLED = 2000
 
-_MAY_CHANGE = ("out", "resume", "device", "unet_steps")
+_MAY_CHANGE = ("out", "resume", "device", "unet_steps", "rank_timeout")
 
 
 @dataclass
@@ -64,6 +67,8 @@ class TrainConfig:
     """Also train a U-Net from scratch on the same labels for so many steps, to compare with; 0: don't."""
     device: str = "auto"
     """cpu, cuda, cuda:1 …; auto is a GPU if there is one."""
+    rank_timeout: float = distributed.TIMEOUT
+    """Under torchrun: seconds that a process waits within a step for the others before it gives them up."""
     tuning: FinetuneConfig = field(default_factory=FinetuneConfig)
 
     def check(self) -> None:
@@ -76,16 +81,19 @@ class TrainConfig:
                 )
         if self.pretrain_kimg <= 0:
             raise InputError(f"--pretrain-kimg {self.pretrain_kimg}: give a number above 0")
+        if self.rank_timeout <= 0:
+            raise InputError(f"--rank-timeout {self.rank_timeout}: give a number above 0")
 
 
-def train_segmenter(config: TrainConfig) -> Result:
+def train_segmenter(config: TrainConfig) -> Result | None:
     """Do the main job.
 
     Args:
         config: the options.
 
     Returns:
-        The scores; the run folder has segmenter.safetensors, results.json and report.html.
+        The scores; the run folder has segmenter.safetensors, results.json and report.html. None in other processes than
+        the first.
 
     Raises:
         InputError: options, data or checkpoints can't be used; nothing was written then.
@@ -93,47 +101,77 @@ def train_segmenter(config: TrainConfig) -> Result:
         Interrupted: on Ctrl-C or SIGTERM, once the state is saved.
     """
     config.check()
-    RunFolder.check(config.out, config.resume)
-    device = choose_device(config.device)
-    job = _prepare(config, device)
-    stored = dataclasses.asdict(config)
-    with (
-        RunFolder.open(
-            config.out, "train", stored, resume=config.resume, may_change=_MAY_CHANGE
-        ) as folder,
-        logging_redirect_tqdm(),
-        stop_requests() as stop_requested,
-    ):
+    with distributed.join(config.out, config.rank_timeout) as ranks, logging_redirect_tqdm():
+        resume = RunFolder.continues(config.out, config.resume)
+        config = dataclasses.replace(config, resume=resume)
+        RunFolder.check(config.out, config.resume)
+        device = choose_device(config.device)
+        job = _prepare(config, device, ranks)
+        with (
+            RunFolder.open(
+                config.out,
+                "train",
+                dataclasses.asdict(config),
+                resume=config.resume,
+                may_change=_MAY_CHANGE,
+                ranks=ranks,
+            ) as folder,
+            stop_requests() as stop_requested,
+        ):
+            started = time.monotonic()
+            trainer = _tune(config, job, folder, stop_requested, device, ranks)
+            result = _finish(config, job, folder, trainer, started) if ranks.first else None
+            ranks.wait()
+    return result
+
+
+def _tune(
+    config: TrainConfig,
+    job: "_Job",
+    folder: RunFolder,
+    stop_requested: Callable[[], bool],
+    device: torch.device,
+    ranks: Ranks,
+) -> Finetuner:
+    if ranks.first:
         job.parts.splits.save(folder.path / "splits.json")
         job.parts.classes.save(folder.path / "classes.json")
-        torch.manual_seed(config.tuning.seed)
-        trainer = Finetuner(
-            config.tuning, job.training, job.generator, job.discriminator, job.network, device
-        )
-        if config.resume and (state := folder.load_state()) is not None:
-            trainer.load_state_dict(state)
-        log.info(
-            "%s: %d labelled and %d unlabelled images of %d px, %s on %s",
-            folder.path,
-            len(job.training.images),
-            len(job.training.unlabelled),
-            job.network.img_resolution,
-            str(trainer.dtype).removeprefix("torch."),
-            device,
-        )
-        started = time.monotonic()
-        validate = partial(_validation, job.val) if job.val.stems else None
-        finetune(trainer, folder, stop_requested, validate)
-        segmenter = trainer.segmenter()
-        if job.val.stems:
-            on_val = readout_scores(segmenter, job.val)
-            segmenter.readout = max(READOUTS, key=lambda name: on_val[name].miou)
-        segmenter.save(folder.path / "segmenter.safetensors")
-        result = _result(config, folder, segmenter, job.training, job.test)
-        _write_results(result, folder, time.monotonic() - started)
-        report = training_report(result, folder, segmenter, job.training, job.test, stored)
-        write_report(folder.path / "report.html", report)
-        _say(result)
+    torch.manual_seed(config.tuning.seed)
+    trainer = Finetuner(
+        config.tuning, job.training, job.generator, job.discriminator, job.network, device, ranks
+    )
+    if config.resume and (state := folder.load_state()) is not None:
+        trainer.load_state_dict(state)
+    ranks.check_equal([*trainer.model.state_dict().values()], "networks")
+    log.info(
+        "%s: %d labelled and %d unlabelled images of %d px, %s on %s%s",
+        folder.path,
+        len(job.training.images),
+        len(job.training.unlabelled),
+        job.network.img_resolution,
+        str(trainer.dtype).removeprefix("torch."),
+        device,
+        f", {ranks.count} processes" if ranks.count > 1 else "",
+    )
+    validate = partial(_validation, job.val) if job.val.stems else None
+    finetune(trainer, folder, stop_requested, validate)
+    return trainer
+
+
+def _finish(
+    config: TrainConfig, job: "_Job", folder: RunFolder, trainer: Finetuner, started: float
+) -> Result:
+    segmenter = trainer.segmenter()
+    if job.val.stems:
+        on_val = readout_scores(segmenter, job.val)
+        segmenter.readout = max(READOUTS, key=lambda name: on_val[name].miou)
+    segmenter.save(folder.path / "segmenter.safetensors")
+    result = _result(config, folder, segmenter, job.training, job.test)
+    _write_results(result, folder, time.monotonic() - started)
+    stored = dataclasses.asdict(config)
+    report = training_report(result, folder, segmenter, job.training, job.test, stored)
+    write_report(folder.path / "report.html", report)
+    _say(result)
     return result
 
 
@@ -148,9 +186,10 @@ class _Job:
     network: NetworkConfig
 
 
-def _prepare(config: TrainConfig, device: torch.device) -> _Job:
+def _prepare(config: TrainConfig, device: torch.device, ranks: Ranks) -> _Job:
     """Read and check everything that the options name, before the run folder is made."""
-    root = config.data or _drawn_data(config)
+    with ranks.first_goes_first():
+        root = config.data or _drawn_data(config)
     parts = PartFolder.open(root, config.tuning.seed, _splits_of(config))
     stems = parts.few_shot(config.shots, config.draw)
     parts.check([*stems, *parts.splits.val, *parts.splits.test])

@@ -110,6 +110,15 @@ class Ranks:
             with self._naming_the_lost():
                 dist.all_reduce(torch.zeros(1), group=self.unequal)
 
+    @contextmanager
+    def first_goes_first(self) -> Iterator[None]:
+        """Do something in the first process, then in the others, which find it done."""
+        if not self.first:
+            self.wait()
+        yield
+        if self.first:
+            self.wait()
+
     def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
         """Put the first process's values into tensors."""
         for tensor in tensors if self.count > 1 else ():

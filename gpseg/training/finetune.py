@@ -17,6 +17,7 @@ from gpseg.models.segmenter import TEMPERATURE, Segmenter, to_float
 from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig, ema_copy, ema_update
 from gpseg.models.two_stream import TwoStream
 from gpseg.training.device import Precision, choose_dtype
+from gpseg.training.distributed import ALONE, Ranks, rank_and_count
 from gpseg.training.losses import (
     LpipsLoss,
     PerceptualLoss,
@@ -26,9 +27,17 @@ from gpseg.training.losses import (
 )
 from gpseg.training.run_folder import Interrupted, RunFolder
 from gpseg.training.schedules import Ramp, interpolated_target, learning_rate, ramp
-from gpseg.training.steps import Means, check_finite, restore_optimizer, short_collections
+from gpseg.training.steps import (
+    Means,
+    check_finite,
+    check_state,
+    restore_optimizer,
+    short_collections,
+)
 
 log = logging.getLogger(__name__)
+
+_NAN_REMEDY = "--precision fp32 or smaller --lr and --lr-pretrained"
 
 
 @dataclass
@@ -38,9 +47,9 @@ class FinetuneConfig:
     steps: int = 600
     """Training steps."""
     labelled_batch: int = 16
-    """Labelled images a step (augmented copies of the few there are)."""
+    """Labelled images a step (augmented copies of the few there are), over all processes."""
     unlabelled_batch: int = 4
-    """Unlabelled images a step, for the image stream; 0 leaves them out."""
+    """Unlabelled images a step, over all processes, for the image stream; 0 leaves them out."""
     ramp: Ramp = "cosine"
     """How the target moves from the image to the part map; direct and fixed are controls."""
     ramp_length: float = 0.5
@@ -90,6 +99,12 @@ class FinetuneConfig:
                 )
         if self.unlabelled_batch < 0:
             raise InputError(f"--unlabelled-batch {self.unlabelled_batch}: give 0 or more")
+        _, processes = rank_and_count()
+        for name in ("labelled_batch", "unlabelled_batch"):
+            if getattr(self, name) % processes:
+                raise InputError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: give a multiple of {processes}, the processes"
+                )
 
 
 @dataclass(frozen=True)
@@ -111,7 +126,7 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step draws and augments.
+    """What a step draws and augments: this process's share.
 
     Args:
         images: labelled ones first, then unlabelled ones, [n, 3, r, r] in −1 … 1.
@@ -127,6 +142,8 @@ class Batch:
 class Finetuner:
     """Networks, optimiser and random stream of a run, and the step that moves them.
 
+    A batch is drawn and augmented as a whole, the same in all processes, which then take their shares of it.
+
     Args:
         config: the options.
         data: what to learn from.
@@ -134,6 +151,7 @@ class Finetuner:
         discriminator: pre-trained with it.
         network: what both are built from.
         device: where to train.
+        ranks: the processes among which a batch is shared.
     """
 
     def __init__(
@@ -144,8 +162,10 @@ class Finetuner:
         discriminator: Discriminator,
         network: NetworkConfig,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config = config
+        self.ranks = ranks
         self.data = data
         self.network = network
         self.dtype = choose_dtype(config.precision, device)
@@ -241,6 +261,7 @@ class Finetuner:
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.ranks.mean_([p.grad for p in self.model.parameters() if p.grad is not None])
         self.optimizer.step()
         self.steps += 1
         half_life = min(self.config.ema_share * self.config.steps, 0.1 * self.steps)
@@ -256,10 +277,15 @@ class Finetuner:
             random,
         )
         assert masks is not None
+        own = self.ranks.share(config.labelled_batch)
+        images, masks = images[own], masks[own]
         if config.unlabelled_batch and len(data.unlabelled):
             drawn = self._draw(len(data.unlabelled), config.unlabelled_batch, random)
-            more = to_float(data.unlabelled[drawn].to(self.device))
-            images = torch.cat([images, self.augment(more, None, random)[0]])
+            own = self.ranks.share(config.unlabelled_batch)
+            # Others' images are left blank: they need not be decoded to be drawn for.
+            more = torch.zeros(len(drawn), *images.shape[1:], device=self.device)
+            more[own] = to_float(data.unlabelled[drawn[own]].to(self.device))
+            images = torch.cat([images, self.augment(more, None, random)[0][own]])
         images = images.contiguous(memory_format=torch.channels_last)
         return Batch(images, masks, random.get_state())
 
@@ -274,13 +300,16 @@ class Finetuner:
         streams = model(images, segmented=len(masks), feature_grad=a, dtype=self.dtype)
         colours, logits = streams.colours, streams.logits
         valid = (masks < self.data.classes.num_classes).float()
+        count = self.ranks.mean(valid.sum())
         target = interpolated_target(images[: len(masks)], masks, model.palette, a)
         values = {
             "image": (streams.reconstruction - images).square().mean(),
             # every other image, labelled and unlabelled alike: it costs as much as the encoder
             "perceptual": self.perceptual(streams.reconstruction[::2], images[::2]),
-            "map": masked_mean((colours - target).square(), valid),
-            "classifier": masked_mean(part_cross_entropy(logits, masks, self.weights), valid),
+            "map": masked_mean((colours - target).square(), valid, count),
+            "classifier": masked_mean(
+                part_cross_entropy(logits, masks, self.weights), valid, count
+            ),
         }
         loss = (
             values["image"]
@@ -291,7 +320,7 @@ class Finetuner:
         if a > 0:
             palette_logits = model.palette_logits(colours, TEMPERATURE)
             values["colour"] = masked_mean(
-                part_cross_entropy(palette_logits, masks, self.weights), valid
+                part_cross_entropy(palette_logits, masks, self.weights), valid, count
             )
             loss = loss + a * config.colour_weight * values["colour"]
         return loss, {name: value.detach() for name, value in values.items()}
@@ -309,34 +338,45 @@ def finetune(
         trainer: where to start from.
         folder: where logs and states go.
         stop_requested: tells whether to stop early.
-        validate: measures a segmenter; called whenever a state is saved.
+        validate: measures a segmenter; called whenever a state is saved, in the first process.
 
     Raises:
         RunError: a loss isn't finite, or the disk is full.
         Interrupted: a stop was requested; the state is saved.
     """
-    config = trainer.config
+    config, ranks = trainer.config, trainer.ranks
     means = Means()
     ahead = batches_ahead(trainer.data.unlabelled)
     with (
         short_collections(),
-        tqdm(total=config.steps, initial=trainer.steps, unit="step", mininterval=1.0) as bar,
+        tqdm(
+            total=config.steps,
+            initial=trainer.steps,
+            unit="step",
+            mininterval=1.0,
+            disable=not ranks.first,
+        ) as bar,
         made_ahead(trainer.batches(), ahead) as batches,
     ):
-        started = time.monotonic()
+        started, begun_at = time.monotonic(), trainer.steps
         while trainer.steps < config.steps:
             means.add(trainer.step(next(batches)))
             bar.update()
-            stopping, last = stop_requested(), trainer.steps == config.steps
+            stopping, last = ranks.any(stop_requested()), trainer.steps == config.steps
+            saving = last or trainer.steps % config.save_steps == 0
             if stopping or last or trainer.steps % config.log_steps == 0:
-                values = means.take()
-                check_finite(values, folder, "--precision fp32 or smaller --lr and --lr-pretrained")
-                values["s_per_step"] = (time.monotonic() - started) / max(bar.n - bar.initial, 1)
-                if validate is not None and (last or trainer.steps % config.save_steps == 0):
+                values = means.take(ranks)
+                check_finite(values, folder, _NAN_REMEDY)
+                values["s_per_step"] = (time.monotonic() - started) / (trainer.steps - begun_at)
+                if validate is not None and saving and ranks.first:
                     values |= validate(trainer.segmenter())
                 folder.log(trainer.steps, values)
                 bar.set_postfix_str(f"loss {values['loss']:.3f}  a {values['a']:.2f}")
-            if stopping or last or trainer.steps % config.save_steps == 0:
-                folder.save_state(trainer.steps, trainer.state_dict())
+            if stopping or saving:
+                state = trainer.state_dict()
+                check_state(state, folder, _NAN_REMEDY)
+                ranks.check_equal([*trainer.model.state_dict().values()], "networks")
+                folder.save_state(trainer.steps, state)
+                ranks.wait()
             if stopping and not last:
                 raise Interrupted(folder.path)

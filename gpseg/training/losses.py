@@ -145,10 +145,20 @@ def class_weights(
     return (weights / (weights * share).sum()).float()
 
 
-def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean of `values` [N, …, r, r] over the pixels where `valid` [N, r, r]; 0 if there are none."""
+def masked_mean(values: Tensor, valid: Tensor, count: Tensor | None = None) -> Tensor:
+    """Mean of `values` [N, …, r, r] over the pixels where `valid` [N, r, r]; 0 if there are none.
+
+    Args:
+        values: what to average, over its channels too.
+        valid: 1 for pixels that count, 0 for others.
+        count: how many count, where that isn't `valid`'s sum: of a share of a batch, the mean of all shares' sums, so
+            that the mean of their results is that of the batch.
+
+    Returns:
+        A scalar.
+    """
     per_pixel = values.mean(1) if values.ndim == 4 else values
-    return (per_pixel * valid).sum() / valid.sum().clamp(min=1)
+    return (per_pixel * valid).sum() / (valid.sum() if count is None else count).clamp(min=1)
 
 
 def part_cross_entropy(logits: Tensor, masks: Tensor, weights: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from PIL import Image
 from gpseg.data import Classes, PartClass, UnlabelledImages
 from gpseg.errors import InputError, RunError
 from gpseg.models.stylegan2 import NetworkConfig
+from gpseg.training.distributed import Ranks
 from gpseg.training.finetune import FinetuneConfig, Finetuner, TrainingSet, finetune
 from gpseg.training.losses import PerceptualLoss, class_weights, masked_mean, part_cross_entropy
 from gpseg.training.run_folder import Interrupted, RunFolder
@@ -190,3 +191,55 @@ def test_perceptual_loss_is_0_for_equal_images_only() -> None:
     other.backward()
     assert other > 0 and x.grad is not None and x.grad.any()
     assert all(not p.requires_grad for p in loss.parameters())
+
+
+def test_shares_of_a_batch_make_the_batch() -> None:
+    parts = []
+    for rank in range(2):
+        trainer = make()
+        trainer.config = replace(trainer.config, labelled_batch=4, unlabelled_batch=2)
+        trainer.ranks = Ranks(rank, 2)
+        parts.append(next(trainer.batches()))
+    trainer = make()
+    trainer.config = replace(trainer.config, labelled_batch=4, unlabelled_batch=2)
+    whole = next(trainer.batches())
+    assert torch.equal(torch.cat([part.masks for part in parts]), whole.masks)
+    labelled = torch.cat([part.images[:2] for part in parts])
+    unlabelled = torch.cat([part.images[2:] for part in parts])
+    assert torch.equal(torch.cat([labelled, unlabelled]), whole.images)
+    assert all(torch.equal(part.random, whole.random) for part in parts)
+
+
+def test_the_mean_of_shares_is_the_mean_of_the_batch() -> None:
+    values, valid = torch.rand(4, 3, 5, 5), (torch.rand(4, 5, 5) < 0.4).float()
+    count = valid.sum() / 2
+    shares = [masked_mean(values[s], valid[s], count) for s in (slice(2), slice(2, 4))]
+    torch.testing.assert_close(sum(shares) / 2, masked_mean(values, valid))
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    trainer = make(steps=6, save_steps=2)
+    step = trainer.step
+
+    def breaks(*batch: object) -> dict[str, torch.Tensor]:
+        values = step(*batch)  # type: ignore[arg-type]
+        if trainer.steps == 4:
+            next(trainer.ema.parameters()).data.view(-1)[0] = torch.inf
+        return values
+
+    trainer.step = breaks  # type: ignore[method-assign,assignment]
+    with (
+        folder(tmp_path / "run") as run,
+        pytest.raises(RunError, match=r"ema\.\S+ is not finite.*state-0000000002\.pt is the last"),
+    ):
+        finetune(trainer, run, lambda: False)
+    state = run.load_state()
+    assert state is not None and state["steps"] == 2
+
+
+def test_a_batch_that_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(InputError, match="--labelled-batch 16: give a multiple of 3"):
+        FinetuneConfig().check()
+    FinetuneConfig(labelled_batch=9, unlabelled_batch=3).check()
