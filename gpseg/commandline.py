@@ -50,6 +50,8 @@ def run(
     try:
         main(config)
     except KeyboardInterrupt as error:
+        if rank_and_count()[0] > 0:
+            sys.exit(130)  # the first process says it for all
         sys.exit(_fail(_interruption(command, args, error), 130))
     except (InputError, RunError) as error:
         sys.exit(_fail(f"error: {error}", error.exit_code))
@@ -82,5 +84,6 @@ def _interruption(command: str, args: list[str], error: KeyboardInterrupt) -> st
     if not any(arg == "--out" or arg.startswith("--out=") for arg in kept):
         kept += ["--out", str(error.folder)]
     _, count = rank_and_count()
-    launch = "python" if count == 1 else "torchrun (with the same options)"
+    local = os.environ.get("LOCAL_WORLD_SIZE", count)
+    launch = "python" if count == 1 else f"torchrun --nproc-per-node {local}"
     return f"interrupted; {error.folder} holds the state, continue with: {launch} -m {command} {shlex.join(kept)} --resume"

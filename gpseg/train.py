@@ -7,7 +7,9 @@ DESCRIPTION = """Train a part segmenter from a handful of labelled images.
 
 Without options it draws a data set of faces, pre-trains a small generator on it and trains on five labelled images: a
 trial of everything, in minutes. The run folder gets segmenter.safetensors (what gpseg.predict takes), results.json
-and report.html."""
+and report.html.
+
+"torchrun --nproc-per-node N -m gpseg.train ..." shares every batch among N processes, one for each GPU."""
 
 if __name__ == "__main__":
     run("gpseg.train", TrainConfig, train_segmenter, DESCRIPTION)

@@ -94,3 +94,20 @@ def test_an_interrupted_run_says_how_to_go_on(given, capsys):
 def test_bugs_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         run("gpseg.command", Options, raising(ZeroDivisionError()), "", ["--data", "x"])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_each_says_who_it_is_and_one_how_to_go_on(
+    rank: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("RANK", rank), ("WORLD_SIZE", 2), ("LOCAL_WORLD_SIZE", 2)):
+        monkeypatch.setenv(name, str(value))
+
+    assert outcome(raising(InputError("no such thing")), "--data", "x") == 2
+    assert outcome(raising(Interrupted(Path("here"))), "--data", "x") == 130
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == f"rank {rank}: error: no such thing"
+    goes_on = (
+        "continue with: torchrun --nproc-per-node 2 -m gpseg.command --data x --out here --resume"
+    )
+    assert (goes_on in said[-1]) == (rank == 0) and len(said) == 2 - rank

@@ -119,14 +119,6 @@ class Ranks:
         if self.first:
             self.wait()
 
-    def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
-        """Put the first process's values into tensors."""
-        for tensor in tensors if self.count > 1 else ():
-            whole = tensor.detach().contiguous()
-            with self._naming_the_lost():
-                dist.broadcast(whole, 0)
-            tensor.detach().copy_(whole)
-
     def check_equal(self, tensors: Sequence[Tensor], what: str) -> None:
         """Compare the bits of tensors, by a sum.
 
