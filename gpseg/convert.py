@@ -1,7 +1,5 @@
 """`python -m gpseg.convert`: weights and networks from one kind of file to another."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,7 +50,9 @@ def convert(config: ConvertConfig) -> None:
     kinds = config.source.suffix, config.target.suffix
     if kinds not in _CONVERSIONS:
         known = ", ".join(f"{source} to {target}" for source, target in _CONVERSIONS)
-        raise InputError(f"{config.source} to {config.target}: no such conversion; there are {known}")
+        raise InputError(
+            f"{config.source} to {config.target}: no such conversion; there are {known}"
+        )
     _CONVERSIONS[kinds](config)
 
 

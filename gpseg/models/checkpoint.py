@@ -87,7 +87,9 @@ def stage_of(path: Path, *stages: str) -> str:
 @contextmanager
 def _opened(path: Path, *stages: str) -> Iterator[tuple[Any, dict[str, str]]]:
     """Open a checkpoint of one of the stages: the safetensors file and its header's metadata."""
-    wanted = " or ".join(f"python -m {_WRITTEN_BY[s]}" if s in _WRITTEN_BY else f'stage "{s}"' for s in stages)
+    wanted = " or ".join(
+        f"python -m {_WRITTEN_BY[s]}" if s in _WRITTEN_BY else f'stage "{s}"' for s in stages
+    )
     if not path.is_file():
         raise InputError(f"{path}: no such file; give a checkpoint that {wanted} wrote")
     try:
@@ -120,7 +122,11 @@ def unreadable(path: Path, reason: str) -> InputError:
     """
     with safe_open(path, framework="pt") as file:
         version = _of_version(file.metadata())
-    remedy = "install that version, or train anew with this one" if version else "train anew with this version"
+    remedy = (
+        "install that version, or train anew with this one"
+        if version
+        else "train anew with this version"
+    )
     return InputError(f"{path}: {' '.join(reason.split())}{version}; {remedy}")
 
 
