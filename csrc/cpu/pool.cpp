@@ -37,11 +37,10 @@ namespace {
 constexpr int64_t kRegion =
     128;  // pages of a region, unless a block needs more; mapped, not yet memory
 
-enum class Page : uint8_t {
-  fresh,  // no block's, and no memory behind it
-  kept,   // no block's, but touched by one before
-  used,   // a block's
-};
+// What a page is: kUsed by a block; kFresh, no block's and no memory behind it; else no block's but
+// touched, and given back as the so-manieth.
+using Page = int64_t;
+constexpr Page kUsed = -1, kFresh = 0;
 
 struct Region {
   char* start;
@@ -63,11 +62,9 @@ class Pool {
     const Place place = find(pages);
     Region& region = regions_[place.region];
     const auto first = region.pages.begin() + place.page;
-    const int64_t fresh = std::count(first, first + pages, Page::fresh);
+    const int64_t fresh = std::count(first, first + pages, kFresh);
     kept_ -= pages - fresh;
-    std::fill(first, first + pages, Page::used);
-    // what is kept elsewhere makes room, so that no more is in use than blocks ever took together
-    shrink(std::max<int64_t>(kept_ - fresh, 0));
+    std::fill(first, first + pages, kUsed);
     return {region.start + place.page * kPage, pages * kPage};
   }
 
@@ -79,7 +76,7 @@ class Pool {
     const int64_t pages = block.bytes / kPage;
     const auto first =
         region->pages.begin() + (static_cast<char*>(block.start) - region->start) / kPage;
-    std::fill(first, first + pages, Page::kept);
+    std::fill(first, first + pages, ++given_);
     kept_ += pages;
     shrink(limit() / kPage);
   }
@@ -90,8 +87,8 @@ class Pool {
       Region& region = regions_[i];
       for (auto end = static_cast<int64_t>(region.pages.size()); end > 0 && kept_ > most;) {
         int64_t first = end;
-        while (first > 0 && region.pages[first - 1] == Page::kept && kept_ > most) {
-          region.pages[--first] = Page::fresh;
+        while (first > 0 && region.pages[first - 1] > kFresh && kept_ > most) {
+          region.pages[--first] = kFresh;
           --kept_;
         }
         if (first < end) {
@@ -99,7 +96,7 @@ class Pool {
         }
         end = std::min(first, end - 1);
       }
-      if (std::count(region.pages.begin(), region.pages.end(), Page::fresh) ==
+      if (std::count(region.pages.begin(), region.pages.end(), kFresh) ==
           static_cast<int64_t>(region.pages.size())) {
         munmap(region.start, region.pages.size() * kPage);
         regions_.erase(regions_.begin() + static_cast<int64_t>(i));
@@ -108,29 +105,33 @@ class Pool {
   }
 
  private:
-  // Where a block needs the fewest fresh pages; of equals in the narrowest gap.
+  // Where a block needs the fewest fresh pages; of equals where the page given back first was given
+  // back last, and is the likeliest to be in the cache still.
   Place find(int64_t pages) {
     Place best{0, -1};
-    auto least = std::make_tuple(pages + 1, int64_t{0});
+    auto least = std::make_tuple(pages + 1, Page{0});
     for (size_t i = 0; i < regions_.size(); ++i) {
       const std::vector<Page>& all = regions_[i].pages;
       const auto count = static_cast<int64_t>(all.size());
-      for (int64_t start = 0, end; start < count; start = end + 1) {
-        end = std::find(all.begin() + start, all.end(), Page::used) - all.begin();
-        int64_t fresh = 0;
-        for (int64_t page = start; page < end; ++page) {
-          fresh += all[page] == Page::fresh;
-          const int64_t first = page - pages + 1;
-          if (first < start) {
-            continue;
-          }
-          const auto cost = std::make_tuple(fresh, end - start);
+      int64_t free = 0, fresh = 0;
+      for (int64_t page = 0; page < count; ++page) {
+        if (all[page] == kUsed) {
+          free = fresh = 0;
+          continue;
+        }
+        fresh += all[page] == kFresh;
+        if (++free < pages) {
+          continue;
+        }
+        const auto first = all.begin() + (page - pages + 1);
+        if (fresh <= std::get<0>(least)) {
+          const auto cost = std::make_tuple(fresh, -*std::min_element(first, first + pages));
           if (cost < least) {
             least = cost;
-            best = {i, first};
+            best = {i, page - pages + 1};
           }
-          fresh -= all[first] == Page::fresh;
         }
+        fresh -= *first == kFresh;
       }
     }
     return best.page >= 0 ? best : Place{map(pages), 0};
@@ -155,12 +156,13 @@ class Pool {
 #if defined(MADV_HUGEPAGE)
     madvise(start, static_cast<size_t>(bytes), MADV_HUGEPAGE);  // a hint: may be refused
 #endif
-    regions_.push_back({start, std::vector<Page>(static_cast<size_t>(pages), Page::fresh)});
+    regions_.push_back({start, std::vector<Page>(static_cast<size_t>(pages), kFresh)});
     return regions_.size() - 1;
   }
 
   std::vector<Region> regions_;
   int64_t kept_ = 0;  // pages
+  Page given_ = 0;    // blocks given back so far
 };
 
 // Never destroyed: tensors may die after the statics do.

@@ -320,7 +320,7 @@ class CppBackend(CompiledBackend):
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """x in channels_last: torch takes up to six times as long where planes lie a power of two apart."""
+    """x in channels_last: torch takes many times as long where planes lie a power of two apart."""
     if x.is_contiguous(memory_format=torch.channels_last):
         return x
     x = x.contiguous()

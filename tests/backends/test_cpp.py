@@ -733,20 +733,21 @@ class TestPool:
         assert _C.cached_bytes() == 0
         assert all((block == i).all() for i, block in enumerate(smaller))
 
-    def test_what_is_kept_elsewhere_makes_room(self) -> None:
-        before, between, after = filled(1), filled(2), filled(3)
-        del before, after
-        assert _C.cached_bytes() == 32 << 20
-        larger = filled(4, (4 << 20, 2))  # fits beside one of the gaps at best
-        assert _C.cached_bytes() == 0
-        assert (between == 2).all() and (larger == 4).all()
-
-    def test_the_narrowest_gap_is_taken(self) -> None:
-        blocks = [filled(i, (n << 20, 2)) for i, n in enumerate((2, 1, 4, 1))]
-        at = blocks[0].data_ptr()
-        blocks[0] = blocks[2] = None
+    def test_the_place_given_back_last_is_taken(self) -> None:
+        blocks = [filled(i) for i in range(4)]
+        at = blocks[2].data_ptr()
+        blocks[0] = None
+        blocks[2] = None
         assert filled(1).data_ptr() == at
-        assert _C.cached_bytes() == 48 << 20
+        assert _C.cached_bytes() == 32 << 20
+
+    def test_fewest_fresh_pages(self) -> None:
+        blocks = [filled(i, (n << 20, 2)) for i, n in enumerate((2, 1, 4, 1))]
+        at = blocks[2].data_ptr()
+        blocks[0] = blocks[2] = blocks[3] = None
+        larger = filled(7, (5 << 20, 2))  # where 40 MiB lie together
+        assert larger.data_ptr() == at
+        assert (blocks[1] == 1).all()
 
     def test_more_than_a_region(self) -> None:
         tensors = [filled(i, (20 << 20, 2)) for i in range(3)]  # 160 MiB each
