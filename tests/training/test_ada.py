@@ -121,7 +121,7 @@ def test_warps_show_the_picture_from_where_it_was(
     )  # half a side beyond the edge
     expected = waves(side, z.real + (side - 1) / 2, -z.imag + (side - 1) / 2)
     # Bilinear lookup at twice the resolution costs about (π · 3 / 63 / 2)² / 8 of a wave.
-    np.testing.assert_allclose(y[0].numpy(), expected, atol=0.02)
+    np.testing.assert_allclose(y[0].numpy(), expected, atol=0.005)
 
 
 def test_no_border_shows_however_far_a_warp_reaches():
