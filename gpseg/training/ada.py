@@ -325,8 +325,8 @@ class SignController:
 
     def add(self, real_logits: Tensor) -> None:
         """Count in the logits of real images, [N, 1]."""
-        signs = real_logits.detach().sign()
-        self.signs += torch.stack([signs.sum(dtype=torch.float32), signs.new_tensor(signs.numel())])
+        self.signs[0] += real_logits.detach().sign().sum(dtype=torch.float32)
+        self.signs[1] += real_logits.numel()
 
     def adjust(self) -> None:
         """Move p by what the images counted since the last time are worth; 0 ≤ p ≤ `LIMIT`."""
