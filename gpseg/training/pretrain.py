@@ -20,6 +20,8 @@ from gpseg.errors import InputError
 from gpseg.models.checkpoint import save_generator
 from gpseg.models.segmenter import to_float, to_uint8
 from gpseg.models.stylegan2 import NetworkConfig, ema_copy, ema_update, mix_styles
+from gpseg.training.ada import SignController
+from gpseg.training.ada import augment as ada_augment
 from gpseg.training.device import Precision, choose_device, choose_dtype
 from gpseg.training.losses import discriminator_loss, generator_loss, r1_penalty
 from gpseg.training.run_folder import Interrupted, RunFolder, stop_requests
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 
 BETAS = (0.0, 0.99)
 MBSTD_GROUP = 4
+ADA_INTERVAL = 4
+"""Steps from one adjustment of the probability of augmentation to the next, as published."""
 GRID = 8
 
 _NAN_REMEDY = "--precision fp32, a larger --r1-gamma or smaller learning rates"
@@ -85,9 +89,17 @@ class PretrainConfig:
     """Probability that two latents share the layers of a batch."""
     mirror: bool = True
     """Mirror every other image."""
-    augment: Literal["diffaug", "none"] = "diffaug"
-    """Augmentation of what the discriminator sees: colour, translation, cutout (DiffAugment), or none. Wanted below
-    some ten thousand images or in long runs."""
+    augment: Literal["ada", "diffaug", "none"] = "diffaug"
+    """Augmentation of what the discriminator sees: colour, translation, cutout (DiffAugment); or flips, turns, warps
+    and colours, as often as its overfitting asks for (ada); or none. Wanted below some ten thousand images or in long
+    runs."""
+    ada_target: float = 0.6
+    """With --augment ada: the mean sign of the discriminator's logits of real images to hold, -1 to 1."""
+    ada_kimg: float = 100.0
+    """With --augment ada: thousands of images in which the probability may go from 0 to 1. The published 500 are for runs
+    of thousands; in one of 100 to 400 it would hardly move."""
+    augment_p: float | None = None
+    """With --augment ada: a fixed probability of each transform, 0 to 1. Default: controlled, from 0."""
     precision: Precision = "auto"
     """Dtype of the feature maps; auto is bf16 where the device computes in it, else fp32."""
     checkpointing: bool = False
@@ -126,6 +138,7 @@ class PretrainConfig:
             "z_dim",
             "mapping_layers",
             "channel_max",
+            "ada_kimg",
         ):
             if getattr(self, name) <= 0:
                 raise InputError(
@@ -135,6 +148,12 @@ class PretrainConfig:
             raise InputError(
                 f"--channel-base {self.channel_base}: give at least the resolution, {self.resolution}"
             )
+        if not -1 <= self.ada_target <= 1:
+            raise InputError(f"--ada-target {self.ada_target}: give a mean of signs, -1 to 1")
+        if self.augment_p is not None and not 0 <= self.augment_p <= 1:
+            raise InputError(f"--augment-p {self.augment_p}: give a probability, 0 to 1")
+        if self.augment_p is not None and self.augment != "ada":
+            raise InputError(f"--augment-p {self.augment_p}: it goes with --augment ada")
 
 
 def pretrain(config: PretrainConfig, images: Tensor | data.UnlabelledImages | None = None) -> Path:
@@ -253,6 +272,10 @@ class Trainer:
         self.r1_gamma = config.r1_gamma
         if self.r1_gamma is None:
             self.r1_gamma = 0.002 * config.resolution**2 / config.batch
+        self.ada: SignController | None = None
+        if config.augment == "ada":
+            start = config.augment_p or 0.0
+            self.ada = SignController(config.ada_target, config.ada_kimg, start, device)
         self.sampling = torch.Generator().manual_seed(config.seed)
         self.random = torch.Generator(device).manual_seed(config.seed)
 
@@ -285,7 +308,8 @@ class Trainer:
 
     def _parts(self) -> dict[str, Any]:
         names = ("generator", "discriminator", "generator_ema", "optimizer_g", "optimizer_d")
-        return {name: getattr(self, name) for name in names}
+        parts = {name: getattr(self, name) for name in names}
+        return parts if self.ada is None else {**parts, "ada": self.ada}
 
     def batches(self, images: Tensor | data.UnlabelledImages) -> Iterator[Batch]:
         """Draw batches without end, from where the last step left the random stream.
@@ -325,6 +349,10 @@ class Trainer:
             values["r1"] = self._r1_step(reals)
         self.seen += self.config.batch
         self.steps += 1
+        if self.ada is not None:
+            values["augment_p"] = torch.full((), self.ada.p, device=self.device)
+            if self.config.augment_p is None and self.steps % ADA_INTERVAL == 0:
+                self.ada.adjust()
         ramped = min(self.config.ema_kimg * 1000, 0.05 * self.seen)
         ema_update(
             self.generator_ema, self.generator, 0.5 ** (self.config.batch / max(ramped, 1e-8))
@@ -341,6 +369,8 @@ class Trainer:
     def _augment(self, images: Tensor) -> Tensor:
         if self.config.augment == "none":
             return images
+        if self.ada is not None:
+            return ada_augment(images, self.ada.p, self.random)
         return data.diff_augment(images, self.random)
 
     def _latents(self, n: int) -> Tensor:
@@ -362,6 +392,8 @@ class Trainer:
         # One pass for both: the minibatch-deviation groups don't straddle the two halves.
         logits = self.discriminator(self._augment(torch.cat([fakes, reals])))
         fake_logits, real_logits = logits.chunk(2)
+        if self.ada is not None:
+            self.ada.add(real_logits)
         loss = discriminator_loss(fake_logits, real_logits)
         _descend(self.optimizer_d, loss)
         return {

@@ -84,6 +84,45 @@ def test_a_resumed_run_is_the_straight_run(tmp_path, images, augment):
     assert [entry["step"] for entry in RunFolder(resumed.parent).metrics()] == [16, 32, 48, 64]
 
 
+def test_a_run_with_adaptive_augmentation_resumes_between_two_adjustments(tmp_path, images):
+    # A target that is always exceeded: p rises by 16 / 80 every four steps.
+    changes = {"augment": "ada", "ada_target": -1.0, "ada_kimg": 0.08, "log_kimg": 0.004}
+    straight = pretrain(config(tmp_path / "a", 0.064, **changes), images)
+    entries = RunFolder(straight.parent).metrics()
+    levels = [entry["augment_p"] for entry in entries]
+    assert levels == pytest.approx([0.0] * 4 + [0.2] * 4 + [0.4] * 4 + [0.6] * 4)
+    half = config(tmp_path / "b", 0.024, **changes)
+    pretrain(half, images)
+    torch.manual_seed(99)
+    resumed = pretrain(dataclasses.replace(half, kimg=0.064, resume=True), images)
+    expected = weights(straight)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(resumed).items())
+    kept = ("step", "loss_g", "loss_d", "sign_real", "augment_p")
+    for got, want in zip(RunFolder(resumed.parent).metrics(), entries, strict=True):
+        assert [got[name] for name in kept] == [want[name] for name in kept]
+
+
+def test_a_fixed_probability_of_augmentation_stays(tmp_path, images):
+    settings = config(tmp_path, 1.0, augment="ada", ada_target=-1.0, ada_kimg=0.01, augment_p=0.3)
+    trainer = Trainer(settings, settings.network(), torch.device("cpu"))
+    levels = [trainer.step(images)["augment_p"].item() for _ in range(5)]
+    assert levels == pytest.approx([0.3] * 5)
+
+
+def test_all_that_the_discriminator_sees_is_augmented(tmp_path, images, monkeypatch):
+    settings = config(tmp_path, 1.0, augment="ada", augment_p=0.3, r1_interval=1)
+    trainer = Trainer(settings, settings.network(), torch.device("cpu"))
+    seen = []
+
+    def spy(x, p, generator):
+        seen.append((len(x), p, x.requires_grad))
+        return x
+
+    monkeypatch.setattr(module, "ada_augment", spy)
+    trainer.step(images)
+    assert seen == [(4, 0.3, True), (8, 0.3, False), (4, 0.3, True)]  # fakes, fakes and reals, R1
+
+
 def test_training_moves_every_weight_and_the_mean_follows(tmp_path, images):
     settings = config(tmp_path, 1.0)
     trainer = Trainer(settings, settings.network(), torch.device("cpu"))
@@ -182,6 +221,10 @@ def test_images_of_a_data_set_and_of_a_plain_folder(tmp_path):
         ({"kimg": 0}, "--kimg 0"),
         ({"channel_base": 8}, "--channel-base 8"),
         ({"device": "nonsense"}, "nonsense"),
+        ({"augment": "ada", "ada_target": 1.5}, "--ada-target 1.5"),
+        ({"augment": "ada", "ada_kimg": 0}, "--ada-kimg 0"),
+        ({"augment": "ada", "augment_p": 1.1}, "--augment-p 1.1"),
+        ({"augment_p": 0.5}, "--augment-p 0.5.*--augment ada"),
     ],
 )
 def test_options_that_cannot_work(tmp_path, images, changes, named):
