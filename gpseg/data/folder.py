@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from gpseg.data.classes import Classes, fit_mask, read_json, write_json
-from gpseg.data.images import image_files, image_size, load_image, read_image
+from gpseg.data.images import image_size, load_image, read_image
+from gpseg.data.sources import image_files
 from gpseg.errors import InputError
 
 _FEWEST_TO_HOLD_OUT = 8  # labelled images; with fewer, all of them are worth more in training
