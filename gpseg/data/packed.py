@@ -17,7 +17,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -45,6 +45,7 @@ class UnlabelledImages:
     Args:
         sources: where to read them from.
         resolution: side of the squares in pixels.
+        left_out: which of them don't count; they are packed, so that one file serves whatever is left out.
         progress: show a progress bar while reading many.
 
     Raises:
@@ -53,8 +54,15 @@ class UnlabelledImages:
     """
 
     def __init__(
-        self, sources: Sequence[str | ImageSource], resolution: int, progress: bool = True
+        self,
+        sources: Sequence[str | ImageSource],
+        resolution: int,
+        left_out: Collection[str | ImageSource] = (),
+        progress: bool = True,
     ) -> None:
+        self._rows = np.array(
+            [row for row, source in enumerate(sources) if source not in left_out], dtype=np.int64
+        )
         shape = (len(sources), 3, resolution, resolution)
         origins = [_origin(source) for source in sources]
         if max(math.prod(shape), sum(size for _, size, _ in origins)) <= _SMALL:
@@ -70,12 +78,12 @@ class UnlabelledImages:
         return self._pixels.nbytes <= _memory() // 2
 
     def __len__(self) -> int:
-        return len(self._pixels)
+        return len(self._rows)
 
     def __getitem__(self, indices: Tensor | Sequence[int]) -> Tensor:
         """Return the images of the given indices as uint8 [n, 3, resolution, resolution]."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        return torch.from_numpy(self._pixels.take(chosen, axis=0))
+        rows = self._rows[np.asarray(indices, dtype=np.int64)]
+        return torch.from_numpy(self._pixels.take(rows, axis=0))
 
 
 def cache_folder() -> Path:
@@ -102,7 +110,7 @@ def _packed(
     count, side, mib = shape[0], shape[-1], math.prod(shape) / 2**20
     pixels = _mapped(path, shape)
     if pixels is not None:
-        log.info("%s: %d images of %d px, packed before", path, count, side)
+        log.info("%s: %d images of %d px, packed before, %.0f MiB", path, count, side, mib)
         return pixels
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -344,39 +344,35 @@ def test_a_cache_that_cannot_be_made_is_one_line(tmp_path: Path, cache: Path, mo
     assert "\n" not in str(caught.value)
 
 
-READ_ONLY = """
-import os, sys
-from gpseg.data import UnlabelledImages, packed, training_images
-from gpseg.errors import InputError
-packed._SMALL = -1
-os.setuid(65534)  # root may write anywhere
-paths = training_images(sys.argv[1])
-print(len(UnlabelledImages(paths, 16)))
-try:
-    UnlabelledImages(paths[1:], 16)
-except InputError as error:
-    print(error)
-"""
+def test_a_cache_that_may_only_be_read_serves_what_it_holds(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = training_images(write_images(tmp_path / "images", 3))
+    UnlabelledImages(paths, 16)
+
+    def refused(*args: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(packed.os, "utime", refused)
+    monkeypatch.setattr(packed, "_locked", refused)
+    assert len(UnlabelledImages(paths, 16)) == 3
+    with pytest.raises(
+        InputError, match=r"cache can't be used \(Permission denied\); set GPSEG_CACHE"
+    ):
+        UnlabelledImages(paths[1:], 16)
 
 
-def test_a_cache_that_may_only_be_read_serves_what_it_holds(cache: Path, tmp_path_factory) -> None:
-    if os.getuid() != 0:
-        pytest.skip("only root can become somebody else")
-    for parent in (cache.parent, *cache.parent.parents):
-        if parent != Path("/") and parent.stat().st_uid == os.getuid() and parent.name != "tmp":
-            parent.chmod(0o755)
-    folder = write_images(cache.parent / "images", 3)
-    UnlabelledImages(training_images(folder), 16)
-    done = subprocess.run(
-        [sys.executable, "-c", READ_ONLY, str(folder)],
-        env={**os.environ, "PYTHONPATH": str(Path(packed.__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    served, refused = done.stdout.splitlines()
-    assert served == "3"
-    assert refused.startswith(f"{cache} can't be used (Permission denied); set GPSEG_CACHE")
+def test_whatever_is_left_out_one_file_serves(tmp_path: Path, cache: Path) -> None:
+    paths = training_images(write_images(tmp_path / "images", 6))
+    expected = load_images(paths, 16)
+    for left_out in ([], [paths[0], paths[3]], [paths[5], tmp_path / "another.png"]):
+        images = UnlabelledImages(paths, 16, left_out)
+        kept = [row for row, path in enumerate(paths) if path not in left_out]
+        assert len(images) == len(kept)
+        assert images[range(len(kept))].equal(expected[kept])
+        with pytest.raises(IndexError):
+            images[[len(kept)]]
+    assert len(files(cache)) == 1
 
 
 def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch) -> None:
