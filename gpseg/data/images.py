@@ -284,6 +284,7 @@ def stream_images(
         initial=start,
         desc=f"{doing} images",
         unit="img",
+        mininterval=1.0,
         disable=not progress or len(sources) - start < _PROGRESS_FROM,
     )
     with bar:
