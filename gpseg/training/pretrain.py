@@ -42,7 +42,6 @@ _MAY_CHANGE = (
     "kimg",
     "device",
     "checkpointing",
-    "cache_gib",
     "log_kimg",
     "snapshot_kimg",
 )
@@ -53,9 +52,10 @@ class PretrainConfig:
     """Options of pre-training."""
 
     data: Path
-    """Folder of images, or a data-set folder, of which unlabelled/ and images/ are used (no masks; to leave out the
-    images you will test on, give its unlabelled/). They are kept in memory at the training resolution, 3 bytes a
-    pixel, as far as --cache-gib allows."""
+    """Images of any size: a folder (what lies in it or, where it holds folders only, below it), a zip file, a pattern
+    such as 'photos/**/*.jpg', or a data set, of which unlabelled/ and images/ are used (no masks; to leave out the
+    images you will test on, give its unlabelled/). Many are packed once at the training resolution, 3 bytes a pixel,
+    into a file under ~/.cache/gpseg, or GPSEG_CACHE if that is set."""
     out: Path | None = None
     """Run folder; new or empty, unless --resume. Default: runs/pretrain-<date>-<time>."""
     resume: bool = False
@@ -108,8 +108,6 @@ class PretrainConfig:
     """cpu, cuda, cuda:1 …; auto is a GPU if there is one."""
     seed: int = 0
     """Seed of everything random; the same seed on the same machine gives the same run."""
-    cache_gib: float = 2.0
-    """Memory that the images may take; if they need more, each batch is decoded anew, in the background."""
     log_kimg: float = 1.0
     """Thousands of images from one log entry to the next."""
     snapshot_kimg: float = 10.0
@@ -177,11 +175,7 @@ def pretrain(config: PretrainConfig, images: Tensor | data.UnlabelledImages | No
     torch.manual_seed(config.seed)
     trainer = Trainer(config, network, device)
     if images is None:
-        images = data.UnlabelledImages(
-            training_images(config.data),
-            config.resolution,
-            cache_bytes=round(config.cache_gib * 2**30),
-        )
+        images = data.UnlabelledImages(data.training_images(config.data), config.resolution)
     if not len(images):
         raise InputError(f"{config.data}: no images there; give a folder of images")
     stored = dataclasses.asdict(config)
@@ -209,22 +203,6 @@ def pretrain(config: PretrainConfig, images: Tensor | data.UnlabelledImages | No
         )
         _train(trainer, images, folder, stop_requested)
         return _snapshot(trainer, folder)
-
-
-def training_images(path: Path) -> list[Path]:
-    """The images to pre-train on: those of a data set's `unlabelled/` and `images/`, or of a plain folder.
-
-    Args:
-        path: the folder.
-
-    Returns:
-        Paths, sorted by folder and name.
-
-    Raises:
-        InputError: if there are none.
-    """
-    parts = [path / name for name in ("unlabelled", "images") if (path / name).is_dir()]
-    return [image for part in parts or [path] for image in data.images_in(part)]
 
 
 @dataclass(frozen=True)

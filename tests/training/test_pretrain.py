@@ -13,12 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
+from gpseg.data import packed
 from gpseg.errors import InputError, RunError
 from gpseg.models.checkpoint import load_generator
 from gpseg.training import losses
 from gpseg.training import pretrain as module
-from gpseg.training.pretrain import PretrainConfig, Trainer, image_grid, pretrain, training_images
+from gpseg.training.pretrain import PretrainConfig, Trainer, image_grid, pretrain
 from gpseg.training.run_folder import Interrupted, RunFolder
+from tests.data_sets.archives import zipped
 
 SMALL = {
     "resolution": 16,
@@ -201,18 +203,6 @@ def write_images(folder: Path, count: int = 3) -> None:
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{i}.png")
 
 
-def test_images_of_a_data_set_and_of_a_plain_folder(tmp_path):
-    write_images(tmp_path / "plain", 2)
-    write_images(tmp_path / "set" / "images", 3)
-    write_images(tmp_path / "set" / "masks", 3)
-    write_images(tmp_path / "set" / "unlabelled", 4)
-    assert len(training_images(tmp_path / "plain")) == 2
-    parts = [path.parent.name for path in training_images(tmp_path / "set")]
-    assert parts == ["unlabelled"] * 4 + ["images"] * 3
-    with pytest.raises(InputError, match="missing"):
-        training_images(tmp_path / "missing")
-
-
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -306,26 +296,28 @@ def test_a_kill_leaves_a_readable_folder_and_sigterm_says_how_to_go_on(tmp_path)
     assert RunFolder(tmp_path / "run").load_state()["seen"] > seen
 
 
-def test_images_that_do_not_fit_into_memory_give_the_same_run(tmp_path):
+def test_packed_images_give_the_same_run(tmp_path, monkeypatch):
     write_images(tmp_path / "images", 6)
-    runs = {}
-    for name, gib in (("kept", 2.0), ("decoded", 0.0)):
-        settings = config(tmp_path / name, 0.032, cache_gib=gib, seed=3)
-        settings.data = tmp_path / "images"
-        runs[name] = weights(pretrain(settings))
+    settings = config(tmp_path / "kept", 0.032, seed=3)
+    settings.data = tmp_path / "images"
+    kept = weights(pretrain(settings))
+    monkeypatch.setenv("GPSEG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(packed, "_SMALL", -1)
+    runs = {"mapped": weights(pretrain(dataclasses.replace(settings, out=tmp_path / "mapped")))}
+    monkeypatch.setattr(packed, "_memory", lambda: 0)  # batches are made ahead
+    in_zip = dataclasses.replace(settings, out=tmp_path / "zipped", data=zipped(settings.data))
+    runs["zipped"] = weights(pretrain(in_zip))
     # stopped and continued: what was drawn ahead is drawn again
     half = dataclasses.replace(settings, out=tmp_path / "half", kimg=0.016)
     pretrain(half)
     runs["resumed"] = weights(pretrain(dataclasses.replace(half, kimg=0.032, resume=True)))
-    for name, tensor in runs.pop("kept").items():
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
+    for name, tensor in kept.items():
         assert all(torch.equal(run[name], tensor) for run in runs.values()), name
 
 
-def test_an_image_that_breaks_while_decoded_ahead_is_named(tmp_path):
-    write_images(tmp_path / "images", 3)
-    (tmp_path / "images" / "1.png").write_bytes(b"no image")
-    settings = config(tmp_path, 0.064, cache_gib=0.0)
-    settings.data = tmp_path / "images"
-    with pytest.raises(InputError, match=r"1\.png is not an image") as caught:
-        pretrain(settings)
-    assert "\n" not in str(caught.value)
+def test_data_that_is_not_there_is_one_line(tmp_path):
+    run = start("--data", "nowhere.zip", "--out", "run", "--device", "cpu", cwd=tmp_path)
+    assert run.communicate(timeout=60)[0] == "error: nowhere.zip does not exist; check the path\n"
+    assert run.returncode == 2
+    assert not (tmp_path / "run").exists()
