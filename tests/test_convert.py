@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from gpseg.commandline import run
+from gpseg.data import write_drawn
+from gpseg.evaluation.segment import TrainConfig, train_segmenter
 from gpseg.models.checkpoint import load_generator
 from tests.models.published.files import SMALL, network_pickle, networks, state_dicts, torch_file
 
@@ -44,6 +47,21 @@ def test_a_network_pickle(tmp_path: Path, gpseg_convert: Call) -> None:
         found = generator(z, noise_mode="const", truncation_psi=0.5)
         assert torch.equal(found, images)
         assert torch.equal(discriminator(images), judge(images))
+
+
+def test_a_segmenter_trains_on_what_was_converted(tmp_path: Path, gpseg_convert: Call) -> None:
+    (tmp_path / "in.pkl").write_bytes(network_pickle(SMALL))
+    assert gpseg_convert("in.pkl", "out.safetensors")[0] == 0
+    write_drawn(tmp_path / "faces", 16, labelled=6, unlabelled=2)
+    options = {"--data": "faces", "--generator": "out.safetensors", "--out": "run"}
+    small = {"--steps": "2", "--shots": "2", "--labelled-batch": "2", "--unlabelled-batch": "2"}
+    with pytest.raises(SystemExit) as exit_:
+        run(
+            *("gpseg.train", TrainConfig, train_segmenter, "Train."),
+            [text for option in (options | small).items() for text in option],
+        )
+    assert exit_.value.code == 0
+    assert (tmp_path / "run" / "segmenter.safetensors").is_file()
 
 
 def test_state_dicts(tmp_path: Path, gpseg_convert: Call) -> None:

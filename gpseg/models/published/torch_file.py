@@ -5,6 +5,7 @@ file is first read for its sizes alone, by a reader that makes nothing.
 """
 
 import argparse
+import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,7 +72,8 @@ def read_torch_file(content: bytes, budget: Budget) -> Any:
     else:
         raise damaged("no torch file")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of protocols, which read_pickle has looked at
             return torch.load(BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch documents none, and raises what its parts do
         raise damaged("torch can't read it") from error

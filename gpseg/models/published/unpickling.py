@@ -81,7 +81,7 @@ def read_pickle(
     budget: Budget,
     persistent: Make | None = None,
 ) -> Any:
-    """Read one pickle (protocols 2 to 4), and leave the stream behind it.
+    """Read one pickle (as protocols 2 to 5 write plain data), and leave the stream behind it.
 
     Args:
         stream: seekable, at the pickle's start, with all content in memory.
@@ -121,7 +121,10 @@ class _Machine:
     def step(self, opcode: str, argument: Any) -> None:
         push = self.stack.append
         match opcode:
-            case "PROTO" | "FRAME" | "STOP":
+            case "PROTO":
+                if argument > 5:
+                    raise damaged(f"pickle protocol {argument}")
+            case "FRAME" | "STOP":
                 pass
             case "MEMOIZE":
                 self.memo[len(self.memo)] = self.top()

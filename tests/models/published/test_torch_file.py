@@ -44,6 +44,17 @@ def test_tensors_come_back(legacy):
     assert found["steps"][1].dtype == torch.bfloat16
 
 
+@pytest.mark.filterwarnings("error")
+def test_another_protocol_is_no_reason_to_warn():
+    content = rewritten(
+        SMALL,
+        lambda name, record: (
+            record.replace(b"\x80\x02", b"\x80\x04") if name.endswith("data.pkl") else record
+        ),
+    )
+    assert torch.equal(read(content)["a"], torch.ones(5))
+
+
 def test_options_of_a_run_come_back():
     found = read(torch_file({"args": argparse.Namespace(size=16)}))
     assert found["args"].size == 16

@@ -162,6 +162,7 @@ ORDERED = b"ccollections\nOrderedDict\n"
         (b"\x80\x04]", "no whole pickle"),
         (b"\x80\x04\x8c\x10abc.", "no whole pickle"),
         (b"\x80\x04\xff.", "no whole pickle"),
+        (b"\x80\x69].", "pickle protocol 105"),
         (b"\x80\x04\x8c\x01\xff.", "no whole pickle"),
     ],
 )
