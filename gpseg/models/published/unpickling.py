@@ -23,7 +23,7 @@ class Budget:
     """What reading one file may cost, files nested in it included; what is left of it.
 
     Args:
-        opcodes: steps of all pickles. A network of 1024 px takes about 30 thousand.
+        opcodes: steps of all pickles. Generator and discriminator of 1024 px take tens of thousands.
         storage: bytes of all nested files. What is honest has each of them once, so the file's own size is enough.
     """
 

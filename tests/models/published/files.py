@@ -187,7 +187,6 @@ def pickled(
     *,
     module_src: str = "raise SystemExit",
     old_numpy: bool = False,
-    protocol: int = 4,
 ) -> bytes:
     """Pickle `data`, with `Part` for persistent objects."""
 
@@ -208,7 +207,7 @@ def pickled(
 
     stream = io.BytesIO()
     with _their_modules(old_numpy):
-        Pickler(stream, protocol).dump(data)
+        Pickler(stream, protocol=4).dump(data)
     return stream.getvalue()
 
 
