@@ -10,14 +10,28 @@ import tyro
 
 from gpseg.commandline import run
 from gpseg.errors import InputError
-from gpseg.models.checkpoint import GENERATOR_STAGE, SEGMENTER_STAGE, load_generator, stage_of
+from gpseg.models.checkpoint import (
+    GENERATOR_STAGE,
+    SEGMENTER_STAGE,
+    load_generator,
+    save_generator,
+    stage_of,
+)
 from gpseg.models.export import Graph, export_generator, export_segmenter
+from gpseg.models.published.networks import read_published
 from gpseg.models.segmenter import Segmenter
+
+log = logging.getLogger(__name__)
 
 DESCRIPTION = """Convert a file; its suffix and that of the result say from what to what.
 
-  .safetensors to .onnx   a segmenter or generator as an ONNX model, for any runtime
-  .safetensors to .pt2    the same as a program of torch.export, which needs torch alone
+  .pkl, .pt to .safetensors   a published StyleGAN2 checkpoint as what gpseg.train takes as --generator
+  .safetensors to .onnx       a segmenter or generator as an ONNX model, for any runtime
+  .safetensors to .pt2        the same as a program of torch.export, which needs torch alone
+
+Read are network pickles (.pkl) of StyleGAN2-ADA for PyTorch and of the StyleGAN3 repository, as far as they hold
+StyleGAN2, and state dicts (.pt) in the names of rosinality's implementation; unconditional ones, with their
+discriminator. Such files are programs; nothing in them is run.
 
 A generator takes z [N, z_dim] and gives images [N, 3, r, r], about -1 to 1. A segmenter takes square
 images [N, 3, r, r], uint8, and gives class probabilities [N, K, r, r]."""
@@ -56,6 +70,18 @@ def convert(config: ConvertConfig) -> None:
     _CONVERSIONS[kinds](config)
 
 
+def _from_published(config: ConvertConfig) -> None:
+    published = read_published(config.source)
+    save_generator(
+        _in_a_folder(config.target),
+        published.generator,
+        published.discriminator,
+        published.network,
+        {"converted_from": published.origin},
+    )
+    log.info("%s: %s", config.target, published.network)
+
+
 def _to_pt2(config: ConvertConfig) -> None:
     graph = _graph(config)
     (graph if config.keep_ops else graph.without_gpseg()).save_pt2(_in_a_folder(config.target))
@@ -70,6 +96,8 @@ def _to_onnx(config: ConvertConfig) -> None:
 
 
 _CONVERSIONS: dict[tuple[str, str], Callable[[ConvertConfig], None]] = {
+    (".pkl", ".safetensors"): _from_published,
+    (".pt", ".safetensors"): _from_published,
     (".safetensors", ".pt2"): _to_pt2,
     (".safetensors", ".onnx"): _to_onnx,
 }
