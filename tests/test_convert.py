@@ -77,7 +77,7 @@ def test_state_dicts(tmp_path: Path, gpseg_convert: Call) -> None:
         (("nothing.pkl", "out.safetensors"), "nothing.pkl: no such file"),
         (("other.pkl", "out.safetensors"), "other.pkl: it names 'posix.system'"),
         (("cut.pkl", "out.safetensors"), "cut.pkl: damaged (no whole pickle)"),
-        (("in.pkl", "out.pkl"), "out.pkl: give a name that ends in .safetensors"),
+        (("in.pkl", "out.pkl"), "out.pkl: no such conversion; there are .pkl to .safetensors"),
     ],
 )
 def test_what_goes_wrong_is_one_line_and_exit_code_2(

@@ -102,7 +102,7 @@ def test_the_readme_s_example_of_onnxruntime(folder: Path, gpseg_convert: Call) 
     [
         (
             ["generator.safetensors", "g.pth"],
-            "g.pth: no such conversion; there are .safetensors to",
+            "g.pth: no such conversion; there are .pkl to .safetensors",
         ),
         (["generator.onnx", "g.pt2"], "generator.onnx to g.pt2: no such conversion"),
         (["nowhere.safetensors", "g.pt2"], "nowhere.safetensors: no such file"),
