@@ -14,13 +14,24 @@ struct Exponential {
   A expm1;
 };
 
-// Sum of r^k / (first * (first + 1) * ... * k) over k = 0..terms-1, by Horner's rule.
-template <int first, int terms, class A>
+// 1 / (first * (first + 1) * ... ), of so many factors.
+constexpr double inverse_product(int first, int factors) {
+  double product = 1;
+  for (int i = 0; i < factors; ++i) {
+    product *= first + i;
+  }
+  return 1 / product;
+}
+
+// Sum of r^k / (first * (first + 1) * ... ), the product of k factors, over k = from..terms-1, over
+// r^from: one multiply-add a term.
+template <int first, int terms, int from = 0, class A>
 GPSEG_INLINE A factorial_series(A r) {
-  if constexpr (terms == 1) {
-    return A(1);
+  constexpr auto factor = static_cast<A>(inverse_product(first, from));
+  if constexpr (from == terms - 1) {
+    return factor;
   } else {
-    return A(1) + r * (A(1) / A(first)) * factorial_series<first + 1, terms - 1>(r);
+    return factor + r * factorial_series<first, terms, from + 1>(r);
   }
 }
 

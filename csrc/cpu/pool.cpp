@@ -2,9 +2,10 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <deque>
 #include <mutex>
 #include <new>
+#include <tuple>
+#include <vector>
 
 #if defined(__linux__)
 #include <pthread.h>
@@ -14,71 +15,9 @@
 namespace gpseg::pool {
 namespace {
 
-constexpr int64_t kHugePage = int64_t{2} << 20;
+constexpr int64_t kPage = int64_t{2} << 20;  // bytes of a huge page
 
-int64_t rounded(int64_t bytes) { return (bytes + kHugePage - 1) / kHugePage * kHugePage; }
-
-#if defined(__linux__)
-
-// Mapped, so that `unmap` gives it back to the system for certain.
-void* map(int64_t bytes) {
-  const int64_t room = bytes + kHugePage;
-  void* mapped = mmap(nullptr, static_cast<size_t>(room), PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (mapped == MAP_FAILED) {
-    throw std::bad_alloc();
-  }
-  char* start = static_cast<char*>(mapped);
-  const int64_t before = (kHugePage - reinterpret_cast<intptr_t>(start) % kHugePage) % kHugePage;
-  if (before > 0) {
-    munmap(start, static_cast<size_t>(before));
-  }
-  munmap(start + before + bytes, static_cast<size_t>(room - before - bytes));
-#if defined(MADV_HUGEPAGE)
-  madvise(start + before, static_cast<size_t>(bytes), MADV_HUGEPAGE);  // a hint: may be refused
-#endif
-  return start + before;
-}
-
-void unmap(void* block, int64_t bytes) { munmap(block, static_cast<size_t>(bytes)); }
-
-#else
-
-void* map(int64_t bytes) {
-  return ::operator new(static_cast<size_t>(bytes), std::align_val_t{kHugePage});
-}
-
-void unmap(void* block, int64_t) { ::operator delete(block, std::align_val_t{kHugePage}); }
-
-#endif
-
-struct Pool {
-  std::mutex mutex;
-  std::deque<Block> blocks;  // kept longest first
-  int64_t kept = 0;
-};
-
-// Never destroyed: tensors may die after the statics do.
-Pool& pool() {
-  static Pool* const only = new Pool;
-#if defined(__linux__)
-  // so that no child is born with the mutex held by a thread that it does not have
-  static const int registered = pthread_atfork(
-      [] { only->mutex.lock(); }, [] { only->mutex.unlock(); }, [] { only->mutex.unlock(); });
-  (void)registered;
-#endif
-  return *only;
-}
-
-// Gives blocks back until no more than `most` bytes are kept.
-void shrink(Pool& p, int64_t most) {
-  while (p.kept > most) {
-    const Block oldest = p.blocks.front();
-    p.blocks.pop_front();
-    p.kept -= oldest.bytes;
-    unmap(oldest.start, oldest.bytes);
-  }
-}
+int64_t pages_of(int64_t bytes) { return (bytes + kPage - 1) / kPage; }
 
 }  // namespace
 
@@ -91,50 +30,190 @@ int64_t limit() {
   return bytes;
 }
 
-Block take(int64_t bytes) {
-  bytes = rounded(bytes);
-  Pool& p = pool();
-  {
-    const std::lock_guard lock(p.mutex);
-    // the smallest that does, and is not far too large; of equals the one given back last, which is
-    // the likeliest to be in the cache still
-    auto best = p.blocks.rend();
-    for (auto i = p.blocks.rbegin(); i != p.blocks.rend(); ++i) {
-      const bool fits = i->bytes >= bytes && i->bytes <= 2 * bytes;
-      if (fits && (best == p.blocks.rend() || i->bytes < best->bytes)) {
-        best = i;
+#if defined(__linux__)
+
+namespace {
+
+constexpr int64_t kRegion =
+    128;  // pages of a region, unless a block needs more; mapped, not yet memory
+
+// What a page is: kUsed by a block; kFresh, no block's and no memory behind it; else no block's but
+// touched, and given back as the so-manieth.
+using Page = int64_t;
+constexpr Page kUsed = -1, kFresh = 0;
+
+struct Region {
+  char* start;
+  std::vector<Page> pages;
+};
+
+struct Place {
+  size_t region;
+  int64_t page;
+};
+
+class Pool {
+ public:
+  std::mutex mutex;
+
+  int64_t kept() const { return kept_ * kPage; }
+
+  Block take(int64_t pages) {
+    const Place place = find(pages);
+    Region& region = regions_[place.region];
+    const auto first = region.pages.begin() + place.page;
+    const int64_t fresh = std::count(first, first + pages, kFresh);
+    kept_ -= pages - fresh;
+    std::fill(first, first + pages, kUsed);
+    return {region.start + place.page * kPage, pages * kPage};
+  }
+
+  void give(const Block& block) {
+    const auto region = std::find_if(regions_.begin(), regions_.end(), [&](const Region& r) {
+      const auto at = static_cast<char*>(block.start) - r.start;
+      return at >= 0 && at < static_cast<int64_t>(r.pages.size()) * kPage;
+    });
+    const int64_t pages = block.bytes / kPage;
+    const auto first =
+        region->pages.begin() + (static_cast<char*>(block.start) - region->start) / kPage;
+    std::fill(first, first + pages, ++given_);
+    kept_ += pages;
+    shrink(limit() / kPage);
+  }
+
+  // Gives pages back to the system, the last ones first, until no more than `most` are kept.
+  void shrink(int64_t most) {
+    for (size_t i = regions_.size(); i-- > 0 && kept_ > most;) {
+      Region& region = regions_[i];
+      for (auto end = static_cast<int64_t>(region.pages.size()); end > 0 && kept_ > most;) {
+        int64_t first = end;
+        while (first > 0 && region.pages[first - 1] > kFresh && kept_ > most) {
+          region.pages[--first] = kFresh;
+          --kept_;
+        }
+        if (first < end) {
+          madvise(region.start + first * kPage, (end - first) * kPage, MADV_DONTNEED);
+        }
+        end = std::min(first, end - 1);
+      }
+      if (std::count(region.pages.begin(), region.pages.end(), kFresh) ==
+          static_cast<int64_t>(region.pages.size())) {
+        munmap(region.start, region.pages.size() * kPage);
+        regions_.erase(regions_.begin() + static_cast<int64_t>(i));
       }
     }
-    if (best != p.blocks.rend()) {
-      const Block block = *best;
-      p.blocks.erase(std::next(best).base());
-      p.kept -= block.bytes;
-      return block;
-    }
-    // what is kept and does not fit makes room, so that less is in use at the worst moment
-    shrink(p, std::max<int64_t>(p.kept - bytes, 0));
   }
-  return {map(bytes), bytes};
+
+ private:
+  // Where a block needs the fewest fresh pages; of equals where the page given back first was given
+  // back last, and is the likeliest to be in the cache still.
+  Place find(int64_t pages) {
+    Place best{0, -1};
+    auto least = std::make_tuple(pages + 1, Page{0});
+    for (size_t i = 0; i < regions_.size(); ++i) {
+      const std::vector<Page>& all = regions_[i].pages;
+      const auto count = static_cast<int64_t>(all.size());
+      int64_t free = 0, fresh = 0;
+      for (int64_t page = 0; page < count; ++page) {
+        if (all[page] == kUsed) {
+          free = fresh = 0;
+          continue;
+        }
+        fresh += all[page] == kFresh;
+        if (++free < pages) {
+          continue;
+        }
+        const auto first = all.begin() + (page - pages + 1);
+        if (fresh <= std::get<0>(least)) {
+          const auto cost = std::make_tuple(fresh, -*std::min_element(first, first + pages));
+          if (cost < least) {
+            least = cost;
+            best = {i, page - pages + 1};
+          }
+        }
+        fresh -= *first == kFresh;
+      }
+    }
+    return best.page >= 0 ? best : Place{map(pages), 0};
+  }
+
+  // A new region for a block; its index.
+  size_t map(int64_t pages) {
+    pages = std::max(pages, kRegion);
+    const int64_t bytes = pages * kPage, room = bytes + kPage;
+    void* const mapped = mmap(nullptr, static_cast<size_t>(room), PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (mapped == MAP_FAILED) {
+      throw std::bad_alloc();
+    }
+    char* start = static_cast<char*>(mapped);
+    const int64_t before = (kPage - reinterpret_cast<intptr_t>(start) % kPage) % kPage;
+    if (before > 0) {
+      munmap(start, static_cast<size_t>(before));
+    }
+    start += before;
+    munmap(start + bytes, static_cast<size_t>(room - before - bytes));
+#if defined(MADV_HUGEPAGE)
+    madvise(start, static_cast<size_t>(bytes), MADV_HUGEPAGE);  // a hint: may be refused
+#endif
+    regions_.push_back({start, std::vector<Page>(static_cast<size_t>(pages), kFresh)});
+    return regions_.size() - 1;
+  }
+
+  std::vector<Region> regions_;
+  int64_t kept_ = 0;  // pages
+  Page given_ = 0;    // blocks given back so far
+};
+
+// Never destroyed: tensors may die after the statics do.
+Pool& pool() {
+  static Pool* const only = new Pool;
+  // so that no child is born with the mutex held by a thread that it does not have
+  static const int registered = pthread_atfork(
+      [] { only->mutex.lock(); }, [] { only->mutex.unlock(); }, [] { only->mutex.unlock(); });
+  (void)registered;
+  return *only;
+}
+
+}  // namespace
+
+Block take(int64_t bytes) {
+  Pool& p = pool();
+  const std::lock_guard lock(p.mutex);
+  return p.take(pages_of(bytes));
 }
 
 void give(const Block& block) {
   Pool& p = pool();
   const std::lock_guard lock(p.mutex);
-  p.blocks.push_back(block);
-  p.kept += block.bytes;
-  shrink(p, limit());
+  p.give(block);
 }
 
 int64_t kept() {
   Pool& p = pool();
   const std::lock_guard lock(p.mutex);
-  return p.kept;
+  return p.kept();
 }
 
 void clear() {
   Pool& p = pool();
   const std::lock_guard lock(p.mutex);
-  shrink(p, 0);
+  p.shrink(0);
 }
+
+#else  // elsewhere nothing is kept
+
+Block take(int64_t bytes) {
+  bytes = pages_of(bytes) * kPage;
+  return {::operator new(static_cast<size_t>(bytes), std::align_val_t{kPage}), bytes};
+}
+
+void give(const Block& block) { ::operator delete(block.start, std::align_val_t{kPage}); }
+
+int64_t kept() { return 0; }
+
+void clear() {}
+
+#endif
 
 }  // namespace gpseg::pool

@@ -1,7 +1,8 @@
-// Memory for large results, kept for the next one.
+// Memory for large results, kept for the next ones.
 //
 // malloc maps large blocks afresh each time, and the first touch of their pages costs several times
-// what a kernel does.
+// what a kernel does. Blocks are cut here from regions of huge pages, and a page that a block gave
+// back serves the next block that covers it, whatever their sizes.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +20,7 @@ struct Block {
 // Uninitialised memory for at least `bytes` > 0, aligned to huge pages; throws std::bad_alloc.
 Block take(int64_t bytes);
 
-// Takes a block back. Blocks above the limit go back to the system, those kept longest first.
+// Takes a block back. Pages above the limit go back to the system.
 void give(const Block& block);
 
 // Bytes that are kept now.

@@ -22,6 +22,7 @@ the CUDA and Triton kernels on the CPU, only ever serve when they are forced."""
 _forced = threading.local()
 
 
+@functools.cache
 def get(name: str) -> Backend:
     """The backend of that name, whether it can be used or not.
 

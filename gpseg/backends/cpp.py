@@ -1,5 +1,6 @@
 """C++ kernels for the CPU, compiled when the package is installed."""
 
+import functools
 import importlib
 import math
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ _LEAST_CHANNELS_IN_NCHW = 32
 _FEW = 4
 """1×1 convolutions with so many times fewer outputs than inputs, as ToRGB, are products with a weight for each sample."""
 
-POOLED_BYTES = 8 << 20
+POOLED_BYTES = 4 << 20
 """Results of this size and above are taken from a pool of freed ones, `csrc/cpu/pool.h`: malloc maps memory of
 that size afresh, or gives it back when it is freed, and page faults then cost several times the kernel."""
 
@@ -65,11 +66,14 @@ def _empty(x: Tensor, size: Sequence[int]) -> Tensor:
     return _empty_in(memory_format_of(x), x, size)
 
 
+@functools.cache
+def _pool_limit() -> int:
+    limit: int = importlib.import_module("gpseg._C").cache_limit()
+    return limit
+
+
 def _empty_in(layout: torch.memory_format, x: Tensor, size: Sequence[int]) -> Tensor:
-    if (
-        math.prod(size) * x.element_size() < POOLED_BYTES
-        or importlib.import_module("gpseg._C").cache_limit() == 0
-    ):
+    if math.prod(size) * x.element_size() < POOLED_BYTES or _pool_limit() == 0:
         return torch.empty(size, dtype=x.dtype, memory_format=layout)
     y: Tensor = torch.ops.gpseg_cpp.empty.default(x, size, layout == torch.channels_last)
     return y
@@ -316,7 +320,7 @@ class CppBackend(CompiledBackend):
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """x in channels_last: torch takes up to six times as long where planes lie a power of two apart."""
+    """x in channels_last: torch takes many times as long where planes lie a power of two apart."""
     if x.is_contiguous(memory_format=torch.channels_last):
         return x
     x = x.contiguous()

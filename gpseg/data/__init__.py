@@ -7,13 +7,13 @@ from gpseg.data.drawn import DRAWN_CLASSES, draw_face, write_drawn
 from gpseg.data.folder import PartFolder, Splits
 from gpseg.data.images import (
     Placement,
-    UnlabelledImages,
     fit_square,
-    images_in,
     load_image,
     load_images,
     read_image,
 )
+from gpseg.data.packed import UnlabelledImages
+from gpseg.data.sources import images_in, training_images
 
 __all__ = [
     "DRAWN_CLASSES",
@@ -34,5 +34,6 @@ __all__ = [
     "load_images",
     "made_ahead",
     "read_image",
+    "training_images",
     "write_drawn",
 ]

@@ -1,4 +1,4 @@
-"""Batches made in the background, so that training does not wait for images to be decoded."""
+"""Batches made in the background, so that training does not wait for images to be read."""
 
 import queue
 import threading
@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from gpseg.data.images import UnlabelledImages
+from gpseg.data.packed import UnlabelledImages
 
 T = TypeVar("T")
 
@@ -16,7 +16,7 @@ _BATCHES = 3
 
 
 def batches_ahead(images: Tensor | UnlabelledImages) -> int:
-    """How many batches of these images are worth making ahead: none where they are in memory."""
+    """How many batches of these images are worth making ahead: none where they stay in memory."""
     return 0 if isinstance(images, Tensor) or images.in_memory else _BATCHES
 
 

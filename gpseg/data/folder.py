@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from gpseg.data.classes import Classes, fit_mask, read_json, write_json
-from gpseg.data.images import image_files, image_size, load_image, read_image
+from gpseg.data.images import image_size, load_image, read_image
+from gpseg.data.sources import image_files
 from gpseg.errors import InputError
 
 _FEWEST_TO_HOLD_OUT = 8  # labelled images; with fewer, all of them are worth more in training
@@ -228,19 +229,10 @@ class PartFolder:
             )
         return draws[draw][:shots]
 
-    def unlabelled_beside(self, stems: Iterable[str]) -> list[Path]:
-        """Return every image that may be seen in training without its label.
-
-        Args:
-            stems: images whose labels are in use.
-
-        Returns:
-            `unlabelled`, and the rest of the training pool; nothing of `val` and `test`.
-        """
-        used = set(stems)
-        return self.unlabelled + [
-            self.image_paths[stem] for stem in self.splits.train_pool if stem not in used
-        ]
+    @property
+    def seen_in_training(self) -> list[Path]:
+        """Every image that may be seen in training: `unlabelled` and the training pool; nothing of `val` and `test`."""
+        return self.unlabelled + [self.image_paths[stem] for stem in self.splits.train_pool]
 
     def image(self, image: str | Path, resolution: int) -> Tensor:
         """Read an image of this folder, or any other, fitted to a square.

@@ -1,13 +1,14 @@
-"""Image files of any size and mode, fitted to a square and back."""
+"""Images of any size and mode, read, fitted to a square and back."""
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -17,88 +18,24 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from gpseg.data.sources import ImageSource, ZippedImage
 from gpseg.errors import InputError
 
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
-)
+log = logging.getLogger(__name__)
 
 _PROGRESS_FROM = 500  # images; fewer load in about a second
+_READ_AHEAD = 4  # images for each thread
+_MOST_ERRORS = 100  # images that can't be read; what is wrong with so many is not the images
 _EXIF_ORIENTATION = 0x0112
 _EXIF_QUARTER_TURNS = frozenset({5, 6, 7, 8})
 
 
-def image_files(folder: Path) -> list[Path]:
-    """List the image files directly in a folder, by known suffix, hidden ones skipped.
-
-    Args:
-        folder: an existing folder.
-
-    Returns:
-        The paths, sorted by name; empty if there are none.
-    """
-    # scandir tells files from folders without a stat per file, which counts with many thousands.
-    with os.scandir(folder) as entries:
-        names = [
-            entry.name
-            for entry in entries
-            if not entry.name.startswith(".")
-            and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
-            and entry.is_file()
-        ]
-    return [folder / name for name in sorted(names)]
-
-
-def images_in(path: str | Path) -> list[Path]:
-    """List the images that a folder, a glob pattern (with `**`) or a single file stands for.
-
-    Args:
-        path: folder, pattern or file.
-
-    Returns:
-        The paths, sorted; at least one. A single file is returned whatever its suffix.
-
-    Raises:
-        InputError: nothing is there, or no image among it.
-    """
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    kinds = ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
-    if path.is_dir():
-        found = image_files(path)
-        if not found:
-            raise InputError(
-                f"{path} holds no images ({kinds}); pass the folder that holds them, "
-                f"or a pattern such as '{path}/**/*.jpg'"
-            )
-        return found
-    if not any(map(_is_pattern, path.parts)):
-        raise InputError(f"{path} does not exist; check the path")
-    fixed = list(takewhile(lambda part: not _is_pattern(part), path.parts))
-    matches = Path(*fixed).glob(str(Path(*path.parts[len(fixed) :])))
-    found = sorted(
-        match
-        for match in matches
-        if match.suffix.lower() in IMAGE_SUFFIXES
-        and not match.name.startswith(".")
-        and match.is_file()
-    )
-    if not found:
-        raise InputError(f"no image ({kinds}) matches {path}; check the pattern and quote it")
-    return found
-
-
-def _is_pattern(part: str) -> bool:
-    return any(sign in part for sign in "*?[")
-
-
 @contextmanager
-def decoding(path: Path) -> Iterator[None]:
+def decoding(path: str | ImageSource) -> Iterator[None]:
     """Turn whatever goes wrong while reading a file into one line that names it.
 
     Args:
-        path: the file being read inside the context.
+        path: what is being read inside the context.
 
     Raises:
         InputError: in place of any error raised inside.
@@ -139,14 +76,14 @@ def image_size(path: Path) -> tuple[int, int]:
     return width, height
 
 
-def read_image(path: str | Path, draft: int | None = None) -> Image.Image:
-    """Read an image file of any mode as 8-bit RGB, upright.
+def read_image(source: str | ImageSource, draft: int | None = None) -> Image.Image:
+    """Read an image of any mode as 8-bit RGB, upright.
 
     EXIF rotation is applied, transparency is laid over white, 16-bit and floating-point greys are
     scaled to 8 bits.
 
     Args:
-        path: image file.
+        source: where to read it from.
         draft: let JPEG decode at a smaller size whose sides are still at least this many pixels;
             None decodes at full size.
 
@@ -154,10 +91,10 @@ def read_image(path: str | Path, draft: int | None = None) -> Image.Image:
         An RGB image.
 
     Raises:
-        InputError: the file is missing, truncated or no image.
+        InputError: it is missing, truncated or no image.
     """
-    path = Path(path)
-    with decoding(path), Image.open(path) as image:
+    source = Path(source) if isinstance(source, str) else source
+    with decoding(source), _opened(source) as image:
         if draft is not None and image.format == "JPEG":
             image.draft(None, (draft, draft))
         upright = ImageOps.exif_transpose(image)
@@ -168,6 +105,10 @@ def read_image(path: str | Path, draft: int | None = None) -> Image.Image:
             white = Image.new("RGBA", upright.size, "white")
             return Image.alpha_composite(white, upright).convert("RGB")
         return upright.convert("RGB")
+
+
+def _opened(source: ImageSource) -> Image.Image:
+    return Image.open(source.read() if isinstance(source, ZippedImage) else source)
 
 
 def _to_8_bits(grey: np.ndarray) -> np.ndarray:
@@ -274,105 +215,116 @@ def fit_square(image: Image.Image, resolution: int) -> tuple[Tensor, Placement]:
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), placement
 
 
-def load_image(path: str | Path, resolution: int) -> Tensor:
-    """Read one image file into a square.
+def load_image(source: str | ImageSource, resolution: int) -> Tensor:
+    """Read one image into a square.
 
     Args:
-        path: image file.
+        source: where to read it from.
         resolution: side of the square in pixels.
 
     Returns:
         uint8 [3, resolution, resolution].
 
     Raises:
-        InputError: the file can't be read.
+        InputError: it can't be read.
     """
     # Decoding at twice the size or more leaves the antialiased resize enough to work with.
-    return fit_square(read_image(path, draft=2 * resolution), resolution)[0]
+    return fit_square(read_image(source, draft=2 * resolution), resolution)[0]
 
 
-def load_images(paths: Sequence[str | Path], resolution: int, progress: bool = True) -> Tensor:
-    """Read many image files into squares, several at a time.
+def load_images(
+    sources: Sequence[str | ImageSource], resolution: int, progress: bool = True
+) -> Tensor:
+    """Read many images into squares, several at a time.
 
     Args:
-        paths: image files.
+        sources: where to read them from.
         resolution: side of the squares in pixels.
         progress: show a progress bar when there are many.
 
     Returns:
-        uint8 [len(paths), 3, resolution, resolution].
+        uint8 [len(sources), 3, resolution, resolution].
 
     Raises:
-        InputError: a file can't be read; it is named.
+        InputError: images can't be read; see `stream_images`.
     """
-    images = torch.empty(len(paths), 3, resolution, resolution, dtype=torch.uint8)
-    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-        loaded = pool.map(lambda path: load_image(path, resolution), paths)
-        shown = tqdm(
-            loaded,
-            total=len(paths),
-            desc="reading images",
-            unit="img",
-            disable=not progress or len(paths) < _PROGRESS_FROM,
-        )
-        try:
-            for index, image in enumerate(shown):
-                images[index] = image
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    images = torch.empty(len(sources), 3, resolution, resolution, dtype=torch.uint8)
+    for index, image in enumerate(stream_images(sources, resolution, progress)):
+        images[index] = image
     return images
 
 
-class UnlabelledImages:
-    """Images without masks, decoded once and kept in memory where they fit.
+def stream_images(
+    sources: Sequence[str | ImageSource],
+    resolution: int,
+    progress: bool = True,
+    start: int = 0,
+    doing: str = "reading",
+) -> Iterator[Tensor]:
+    """Read many images into squares, several at a time, and only a few more than are asked for.
+
+    Once an image can't be read, the others are read only to find all that can't.
 
     Args:
-        paths: image files.
+        sources: where to read them from.
         resolution: side of the squares in pixels.
-        progress: show a progress bar while reading many.
-        cache_bytes: memory that the decoded images may take; a larger set is decoded anew for
-            every batch, and unreadable files then show only when their turn comes.
+        progress: show a progress bar when there are many.
+        start: how many to leave out at the beginning.
+        doing: what the progress bar says.
+
+    Yields:
+        uint8 [3, resolution, resolution], in the order of the sources.
 
     Raises:
-        InputError: a file can't be read; it is named.
+        InputError: an image can't be read; it is named, and if there are more, they have been logged.
     """
+    errors: list[InputError] = []
+    bar = tqdm(
+        total=len(sources),
+        initial=start,
+        desc=f"{doing} images",
+        unit="img",
+        mininterval=1.0,
+        disable=not progress or len(sources) - start < _PROGRESS_FROM,
+    )
+    with bar:
+        for image in _attempts(sources[start:], resolution):
+            bar.update()
+            if isinstance(image, Tensor):
+                if not errors:
+                    yield image
+                continue
+            errors.append(image)
+            log.warning("%s", image)
+            if len(errors) == _MOST_ERRORS:
+                break
+    if len(errors) > 1:
+        more = f"at least {len(errors) - 1}" if len(errors) == _MOST_ERRORS else len(errors) - 1
+        raise InputError(f"{errors[0]} (and {more} more images, listed above)")
+    if errors:
+        raise errors[0]
 
-    def __init__(
-        self,
-        paths: Sequence[str | Path],
-        resolution: int,
-        progress: bool = True,
-        cache_bytes: int = 2 << 30,
-    ) -> None:
-        self.paths = list(paths)
-        self.resolution = resolution
-        fits = len(self.paths) * 3 * resolution * resolution <= cache_bytes
-        self._images = load_images(self.paths, resolution, progress) if fits else None
 
-    @property
-    def in_memory(self) -> bool:
-        """Whether the images fit into memory, decoded."""
-        return self._images is not None
+def _attempts(
+    sources: Sequence[str | ImageSource], resolution: int
+) -> Iterator[Tensor | InputError]:
+    """Read images in threads, in order; one that can't be read comes as what is wrong with it."""
+    workers = min(16, os.cpu_count() or 1)
+    reading: deque[Future[Tensor | InputError]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for source in sources:
+                reading.append(pool.submit(_attempt, source, resolution))
+                if len(reading) > _READ_AHEAD * workers:
+                    yield reading.popleft().result()
+            while reading:
+                yield reading.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-    def __len__(self) -> int:
-        return len(self.paths)
 
-    def __getitem__(self, indices: Tensor | Sequence[int]) -> Tensor:
-        """Return the images of the given indices as uint8 [n, 3, resolution, resolution]."""
-        if self._images is not None:
-            return self._images[torch.as_tensor(indices, dtype=torch.long)]
-        chosen = [self.paths[int(index)] for index in indices]
-        return load_images(chosen, self.resolution, progress=False)
-
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw images uniformly, with replacement.
-
-        Args:
-            count: number of images.
-            generator: source of randomness, on the CPU.
-
-        Returns:
-            uint8 [count, 3, resolution, resolution].
-        """
-        return self[torch.randint(len(self), (count,), generator=generator)]
+def _attempt(source: str | ImageSource, resolution: int) -> Tensor | InputError:
+    try:
+        return load_image(source, resolution)
+    except InputError as error:
+        return error

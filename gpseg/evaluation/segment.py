@@ -202,7 +202,8 @@ def _prepare(config: TrainConfig, device: torch.device, ranks: Ranks) -> _Job:
             f"{path}: made for {resolution} px, not --resolution {config.resolution}; leave that out or pre-train"
             f" with gpseg.pretrain --resolution {config.resolution}"
         )
-    training = _training_set(parts, stems, resolution, config.tuning.unlabelled_batch > 0)
+    with ranks.first_goes_first():  # which packs them, if anybody has to
+        training = _training_set(parts, stems, resolution, config.tuning.unlabelled_batch > 0)
     val, test = (
         load_held(parts, names, resolution) for names in (parts.splits.val, parts.splits.test)
     )
@@ -252,7 +253,7 @@ def _pretrained(config: TrainConfig, parts: PartFolder) -> Path:
         return finished
     log.info("%s: no --generator given, pre-training one first; it is kept for later runs", out)
     # every image that may be seen in training; what is held out stays unseen
-    return pretrain(options, UnlabelledImages(parts.unlabelled_beside([]), resolution))
+    return pretrain(options, UnlabelledImages(parts.seen_in_training, resolution))
 
 
 def _images_seen(path: Path) -> int:
@@ -264,8 +265,9 @@ def _training_set(
     parts: PartFolder, stems: list[str], resolution: int, unlabelled: bool
 ) -> TrainingSet:
     labelled = load_held(parts, stems, resolution)
-    paths = parts.unlabelled_beside(stems) if unlabelled else []
-    more = UnlabelledImages(paths, resolution)
+    # All of them are packed, whatever the draw, so that one file serves every draw and pre-training too.
+    used = {parts.image_paths[stem] for stem in stems}
+    more = UnlabelledImages(parts.seen_in_training if unlabelled else [], resolution, used)
     return TrainingSet(labelled.images, labelled.masks, more, parts.classes)
 
 

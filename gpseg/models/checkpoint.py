@@ -1,11 +1,13 @@
 """Weights on disk: safetensors files that say what they are.
 
-The header's metadata holds the stage (what kind of training wrote the file), the configuration as JSON, and gpseg's
-version.
+The header's metadata holds `stage` (what kind of training wrote the file), `config` (JSON) and `gpseg` (its version). A
+generator's configuration is what the networks are built from and how they were trained; a segmenter's also names the
+classes, the palette and the read-out.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,11 @@ from gpseg.errors import InputError
 from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig
 
 GENERATOR_STAGE = "generator-pretraining"
+SEGMENTER_STAGE = "segmenter"
 
 _WRITTEN_BY = {
     GENERATOR_STAGE: "gpseg.pretrain",
-    "segmenter": "gpseg.train",
+    SEGMENTER_STAGE: "gpseg.train",
 }
 
 
@@ -62,30 +65,77 @@ def load_checkpoint(path: Path, stage: str) -> tuple[dict[str, Tensor], dict[str
     Raises:
         InputError: if the file is missing, isn't a gpseg checkpoint, is damaged, or is of another stage.
     """
+    with _opened(path, stage) as (file, metadata):
+        config = json.loads(metadata["config"])
+        return {name: file.get_tensor(name) for name in file.keys()}, config  # noqa: SIM118
+
+
+def stage_of(path: Path, *stages: str) -> str:
+    """The stage of a checkpoint, read off its header.
+
+    Args:
+        path: the file.
+        stages: those that are of use.
+
+    Raises:
+        InputError: if the file is missing, isn't a gpseg checkpoint, is damaged, or is of none of the stages.
+    """
+    with _opened(path, *stages) as (_, metadata):
+        return metadata["stage"]
+
+
+@contextmanager
+def _opened(path: Path, *stages: str) -> Iterator[tuple[Any, dict[str, str]]]:
+    """Open a checkpoint of one of the stages: the safetensors file and its header's metadata."""
+    wanted = " or ".join(
+        f"python -m {_WRITTEN_BY[s]}" if s in _WRITTEN_BY else f'stage "{s}"' for s in stages
+    )
     if not path.is_file():
-        raise InputError(f"{path}: no such file; give a checkpoint that {_writer(stage)} wrote")
+        raise InputError(f"{path}: no such file; give a checkpoint that {wanted} wrote")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             found = metadata.get("stage")
             if found is None:
                 raise InputError(
-                    f"{path}: no gpseg checkpoint (it names no stage); give one that {_writer(stage)} wrote"
+                    f"{path}: no gpseg checkpoint (it names no stage); give one that {wanted} wrote"
                 )
-            if found != stage:
+            if found not in stages:
+                needed = " or ".join(f'"{stage}"' for stage in stages)
                 raise InputError(
-                    f'{path}: a checkpoint of stage "{found}", "{stage}" is needed; give one that {_writer(stage)} wrote'
+                    f'{path}: a checkpoint of stage "{found}"{_of_version(metadata)}, {needed} is needed; '
+                    f"give one that {wanted} wrote"
                 )
-            config = json.loads(metadata["config"])
-            return {name: file.get_tensor(name) for name in file.keys()}, config  # noqa: SIM118
+            yield file, metadata
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise InputError(
             f"{path}: damaged or no checkpoint ({error}); copy it again or train anew"
         ) from error
 
 
-def _writer(stage: str) -> str:
-    return f"python -m {_WRITTEN_BY[stage]}" if stage in _WRITTEN_BY else f'stage "{stage}"'
+def unreadable(path: Path, reason: str) -> InputError:
+    """What to raise for a checkpoint that is whole, but not what this version of gpseg builds networks from.
+
+    Args:
+        path: a file that `load_checkpoint` has read.
+        reason: what is wrong with it.
+    """
+    with safe_open(path, framework="pt") as file:
+        version = _of_version(file.metadata())
+    remedy = (
+        "install that version, or train anew with this one"
+        if version
+        else "train anew with this version"
+    )
+    return InputError(f"{path}: {' '.join(reason.split())}{version}; {remedy}")
+
+
+def _of_version(metadata: Mapping[str, str]) -> str:
+    """Who wrote a checkpoint, for a message; nothing if it was this version."""
+    version = metadata.get("gpseg")
+    if version == gpseg.__version__:
+        return ""
+    return f", written by gpseg {version or 'of an unknown version'} (this is {gpseg.__version__})"
 
 
 def save_generator(
@@ -133,9 +183,7 @@ def load_generator(
     try:
         network = NetworkConfig(**config["network"])
     except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: its configuration can't be read ({error}); train anew with this version"
-        ) from error
+        raise unreadable(path, f"its configuration can't be read ({error})") from error
     generator = network.generator(dtype)
     discriminator = network.discriminator(dtype)
     load_weights(generator, tensors, "generator.", path)
@@ -163,5 +211,4 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, 
     try:
         module.load_state_dict(own)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: its weights don't fit its configuration ({reason})") from error
+        raise unreadable(path, f"its weights don't fit its configuration ({error})") from error

@@ -8,14 +8,30 @@ from torch import Tensor
 
 from gpseg.data import Classes
 from gpseg.errors import InputError
-from gpseg.models.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from gpseg.models.checkpoint import (
+    SEGMENTER_STAGE,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    unreadable,
+)
 from gpseg.models.stylegan2 import NetworkConfig
 from gpseg.models.two_stream import TwoStream
 
-SEGMENTER_STAGE = "segmenter"
 READOUTS = ("palette", "classifier")
 TEMPERATURE = 0.25
 """Of the palette read-out's softmax, in squared distance of colours that span −1 … 1."""
+
+
+def checked_readout(name: str) -> str:
+    """The name, if it is a read-out's.
+
+    Raises:
+        InputError: there is no such read-out.
+    """
+    if name not in READOUTS:
+        raise InputError(f'read-out "{name}": give one of {", ".join(READOUTS)}')
+    return name
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -105,13 +121,10 @@ class Segmenter:
         Raises:
             InputError: there is no such read-out.
         """
-        readout = readout or self.readout
-        if readout not in READOUTS:
-            raise InputError(f'read-out "{readout}": give one of {", ".join(READOUTS)}')
-        return self.outputs(images).probabilities[readout]
+        return self.outputs(images).probabilities[checked_readout(readout or self.readout)]
 
     def save(self, path: Path) -> None:
-        """Write networks, classes and read-out to one safetensors file, atomically.
+        """Write networks, classes, palette (K colours of −1 … 1) and read-out to one safetensors file, atomically.
 
         Raises:
             RunError: the disk is full.
@@ -119,6 +132,8 @@ class Segmenter:
         config = {
             "network": asdict(self.network),
             "classes": self.classes.to_json(),
+            # For those who read the header: the weights hold it too.
+            "palette": self.model.palette.tolist(),
             "crossing": self.model.crossings is not None,
             "readout": self.readout,
         }
@@ -144,9 +159,7 @@ class Segmenter:
             classes = Classes.from_json(config["classes"])
             crossing, readout = config["crossing"], config["readout"]
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{path}: its configuration can't be read ({error}); train anew with this version"
-            ) from error
+            raise unreadable(path, f"its configuration can't be read ({error})") from error
         model = TwoStream(
             network.generator(),
             network.discriminator(),

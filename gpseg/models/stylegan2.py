@@ -734,6 +734,7 @@ class NetworkConfig:
         channel_max: … and at most this many.
         mapping_layers: layers of the mapping network.
         conv_clamp: bound on the absolute value of every layer's output (256 for float16); None for no bound.
+        mbstd_group_size: see `MinibatchStd`.
     """
 
     img_resolution: int
@@ -744,6 +745,7 @@ class NetworkConfig:
     channel_max: int = 512
     mapping_layers: int = 8
     conv_clamp: float | None = None
+    mbstd_group_size: int = 4
 
     def generator(
         self,
@@ -778,6 +780,7 @@ class NetworkConfig:
             img_channels=self.img_channels,
             channel_base=self.channel_base,
             channel_max=self.channel_max,
+            mbstd_group_size=self.mbstd_group_size,
             conv_clamp=self.conv_clamp,
             dtype=dtype,
             checkpointing=checkpointing,

@@ -142,14 +142,15 @@ class TwoStream(nn.Module):
         """
         ws, skips = self.encoder(images, dtype=dtype)
         features, reconstruction = _run(self.image_stream, ws, self.image_skips, skips, dtype=dtype)
-        count = len(images) if segmented is None else segmented
-        if count == 0:
+        if segmented == 0:
             return Streams(reconstruction)
-        skips = {r: x[:count] for r, x in skips.items()}
-        crossed = None if self.crossings is None else {r: x[:count] for r, x in features.items()}
+        skips = {r: x[:segmented] for r, x in skips.items()}
+        crossed = (
+            None if self.crossings is None else {r: x[:segmented] for r, x in features.items()}
+        )
         features, colours = _run(
             self.segmentation_stream,
-            ws[:count],
+            ws[:segmented],
             self.segmentation_skips,
             skips,
             self.crossings,

@@ -18,6 +18,7 @@ from gpseg.ops.modulated_conv import (
     modulated_conv2d_act,
     modulated_conv2d_act_backward,
 )
+from gpseg.ops.registration import decompositions
 from gpseg.ops.upfirdn2d import (
     downsample2d,
     filter2d,
@@ -32,6 +33,7 @@ __all__ = [
     "bias_act_backward",
     "bias_act_double_backward",
     "conv2d_resample",
+    "decompositions",
     "downsample2d",
     "empty_cpu_cache",
     "filter2d",

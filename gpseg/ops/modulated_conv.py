@@ -109,6 +109,11 @@ def _backward(ctx: Any, dy: Tensor | None, dc: None) -> tuple[Any, ...]:
     if dy is None:
         return (None,) * len(needs)
     x, weight, styles, bias, noise, f, c = ctx.saved_tensors
+    if c.shape != dy.shape and not _layer(ctx.layer).is_affine:
+        raise RuntimeError(
+            "modulated_conv2d_act: this graph was exported for inference and keeps nothing for a gradient; export it"
+            " with gradients on, or decomposed"
+        )
     needs_input = needs[0] or needs[2]
     needs_weight = needs[1] and not weight_grad_is_off()
     with backends.use_backend(ctx.backend):
@@ -337,7 +342,8 @@ def modulated_conv2d_act(
     if noise is not None:
         check_floating(op, "noise", noise)
         check_device(op, "noise", noise, x)
-        if noise.shape not in ((size[0], 1, *size[2:]), size[2:]):
+        # Told apart by ndim: comparing sizes of unlike length compares H with N too, which a dynamic N must not meet.
+        if noise.shape != (size[2:] if noise.ndim == 2 else (size[0], 1, *size[2:])):
             raise ValueError(
                 f"{op}: noise must be {[size[0], 1, *size[2:]]} or {[*size[2:]]}, got {[*noise.shape]}"
             )

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpseg import backends
+
 _library = torch.library.Library("gpseg", "DEF")
 
 
@@ -36,9 +38,25 @@ def register(
         f"gpseg::{name}", backward, setup_context=setup_context, lib=_library
     )
     op = getattr(torch.ops.gpseg, name).default
+    _kernels[op] = kernel
     for device_type, key in _AUTOCAST_KEYS.items():
         _library.impl(name, _autocast(op, device_type, lowered), key)
     return op
+
+
+_kernels: dict[Any, Callable[..., Any]] = {}
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """Every op as plain PyTorch, as the eager backend composes it.
+
+    For `torch.export.ExportedProgram.run_decompositions`, and with it for ONNX: the program then runs where gpseg
+    is not installed.
+
+    Returns:
+        A function for each overload, with its arguments.
+    """
+    return {op: backends.use_backend("eager")(kernel) for op, kernel in _kernels.items()}
 
 
 _AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}

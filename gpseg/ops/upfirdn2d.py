@@ -101,7 +101,12 @@ def setup_filter(
         ValueError: the taps are not 1-D or 2-D, are empty, sum to 0 while `normalize` is on, or a 2-D filter or
             a negative gain is to be separable.
     """
-    taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32)
+    if isinstance(f, Tensor):
+        taps = f.to(torch.float32)
+    else:
+        # Read where it has values, also where networks are made without memory (on the meta device).
+        taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32, device="cpu")
+        device = torch.get_default_device() if device is None else device
     taps = taps[None] if taps.ndim == 0 else taps
     if taps.ndim > 2 or taps.numel() == 0:
         raise ValueError(

@@ -8,28 +8,13 @@ import torch
 from torch import Tensor
 
 from gpseg import ops
+from gpseg.training.ada import SYM6
 
 BINOMIAL = (1.0, 3.0, 3.0, 1.0)
 """StyleGAN2's resampling filter."""
 
 UNEVEN = (1.0, 4.0, 3.0)
 """An odd number of taps, not symmetric: shows a mirrored filter and padding on the wrong side."""
-
-SYM6 = (
-    0.015404109327027373,
-    0.0034907120842174702,
-    -0.11799011114819057,
-    -0.048311742585633,
-    0.4910559419267466,
-    0.787641141030194,
-    0.3379294217276218,
-    -0.07263752278646252,
-    -0.021060292512300564,
-    0.04472490177066578,
-    0.0017677118642428036,
-    -0.007800708325034148,
-)
-"""The 12-tap wavelet filter that adaptive augmentation resamples with (Karras et al. 2020, arXiv 2006.06676)."""
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,10 @@ class Ranks:
         self.mean_([value])
         return value
 
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over all processes of a tensor, without a gradient."""
+        return self.mean(value) * self.count
+
     def any(self, flag: bool) -> bool:
         """Whether a flag is up in any process; all processes have to ask, and get the same answer."""
         if self.count == 1:

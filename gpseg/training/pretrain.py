@@ -36,7 +36,6 @@ _MAY_CHANGE = (
     "device",
     "micro_batch",
     "checkpointing",
-    "cache_gib",
     "log_kimg",
     "snapshot_kimg",
     "rank_timeout",
@@ -71,12 +70,12 @@ def pretrain(config: PretrainConfig, images: Tensor | data.UnlabelledImages | No
         torch.manual_seed(config.seed)
         trainer = Trainer(config, config.network(), device, ranks)
         if images is None:
-            images = data.UnlabelledImages(
-                training_images(config.data),
-                trainer.recipe.resolution,
-                progress=ranks.first,
-                cache_bytes=round(config.cache_gib * 2**30),
-            )
+            with ranks.first_goes_first():  # which packs them, if anybody has to
+                images = data.UnlabelledImages(
+                    data.training_images(config.data),
+                    trainer.recipe.resolution,
+                    progress=ranks.first,
+                )
         if not len(images):
             raise InputError(f"{config.data}: no images there; give a folder of images")
         with (
@@ -115,22 +114,6 @@ def _say(trainer: Trainer, folder: RunFolder, images: int, continuing: bool) -> 
         trainer.device,
         f", {trainer.ranks.count} processes" if trainer.ranks.count > 1 else "",
     )
-
-
-def training_images(path: Path) -> list[Path]:
-    """The images to pre-train on: those of a data set's `unlabelled/` and `images/`, or of a plain folder.
-
-    Args:
-        path: the folder.
-
-    Returns:
-        Paths, sorted by folder and name.
-
-    Raises:
-        InputError: if there are none.
-    """
-    parts = [path / name for name in ("unlabelled", "images") if (path / name).is_dir()]
-    return [image for part in parts or [path] for image in data.images_in(part)]
 
 
 def _train(

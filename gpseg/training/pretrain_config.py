@@ -102,9 +102,10 @@ class PretrainConfig:
     """Options of pre-training."""
 
     data: Path
-    """Folder of images, or a data-set folder, of which unlabelled/ and images/ are used (no masks; to leave out the
-    images you will test on, give its unlabelled/). They are kept in memory at the training resolution, 3 bytes a
-    pixel, as far as --cache-gib allows."""
+    """Images of any size: a folder (what lies in it or, where it holds folders only, below it), a zip file, a pattern
+    such as 'photos/**/*.jpg', or a data set, of which unlabelled/ and images/ are used (no masks; to leave out the
+    images you will test on, give its unlabelled/). Many are packed once at the training resolution, 3 bytes a pixel,
+    into a file under ~/.cache/gpseg, or GPSEG_CACHE if that is set."""
     out: Path | None = None
     """Run folder; new or empty, unless --resume. Default: runs/pretrain-<date>-<time>."""
     resume: bool = False
@@ -157,9 +158,17 @@ class PretrainConfig:
     """Probability that two latents share the layers of a batch."""
     mirror: bool = True
     """Mirror every other image."""
-    augment: Literal["diffaug", "none"] = "diffaug"
-    """Augmentation of what the discriminator sees: colour, translation, cutout (DiffAugment), or none. Wanted below
-    some ten thousand images or in long runs."""
+    augment: Literal["ada", "diffaug", "none"] = "diffaug"
+    """Augmentation of what the discriminator sees: colour, translation, cutout (DiffAugment); or flips, turns, warps
+    and colours, as often as its overfitting asks for (ada); or none. Wanted below some ten thousand images or in long
+    runs."""
+    ada_target: float = 0.6
+    """With --augment ada: the mean sign of the discriminator's logits of real images to hold, -1 to 1."""
+    ada_kimg: float = 100.0
+    """With --augment ada: thousands of images in which the probability may go from 0 to 1. The published 500 are for runs
+    of thousands; in one of 100 to 400 it would hardly move."""
+    augment_p: float | None = None
+    """With --augment ada: a fixed probability of each transform, 0 to 1. Default: controlled, from 0."""
     precision: AnyPrecision = "auto"
     """Dtype of the feature maps; auto is bf16 where the device computes in it, else fp32. fp16, on a GPU only, bounds
     every layer at 256 and keeps all but the four highest resolutions in fp32."""
@@ -169,8 +178,6 @@ class PretrainConfig:
     """cpu, cuda, cuda:1 …; auto is a GPU if there is one (under torchrun, one for each process)."""
     seed: int = 0
     """Seed of everything random; the same seed on the same machine gives the same run."""
-    cache_gib: float = 2.0
-    """Memory that the images may take; if they need more, each batch is decoded anew, in the background."""
     log_kimg: float = 1.0
     """Thousands of images from one log entry to the next."""
     snapshot_kimg: float = 10.0
@@ -262,6 +269,7 @@ class PretrainConfig:
             "snapshot_kimg",
             "r1_interval",
             "path_length_interval",
+            "ada_kimg",
             "rank_timeout",
         ):
             _positive(name, getattr(self, name))
@@ -271,6 +279,12 @@ class PretrainConfig:
             raise InputError(
                 f"--channel-base {recipe.channel_base}: give at least the resolution, {recipe.resolution}"
             )
+        if not -1 <= self.ada_target <= 1:
+            raise InputError(f"--ada-target {self.ada_target}: give a mean of signs, -1 to 1")
+        if self.augment_p is not None and not 0 <= self.augment_p <= 1:
+            raise InputError(f"--augment-p {self.augment_p}: give a probability, 0 to 1")
+        if self.augment_p is not None and self.augment != "ada":
+            raise InputError(f"--augment-p {self.augment_p}: it goes with --augment ada")
         blocks = recipe.resolution.bit_length() - 3
         if not 0 <= self.freeze_d <= blocks:
             raise InputError(

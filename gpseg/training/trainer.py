@@ -10,6 +10,8 @@ from torch import Tensor
 from gpseg import data
 from gpseg.models.segmenter import to_float
 from gpseg.models.stylegan2 import NetworkConfig, ema_copy, ema_update, mix_styles
+from gpseg.training.ada import SignController
+from gpseg.training.ada import augment as ada_augment
 from gpseg.training.device import choose_dtype
 from gpseg.training.distributed import ALONE, Ranks
 from gpseg.training.losses import discriminator_loss, generator_loss, path_lengths, r1_penalty
@@ -17,6 +19,8 @@ from gpseg.training.pretrain_config import FP16_RESOLUTIONS, PretrainConfig
 from gpseg.training.steps import restore_optimizer
 
 BETAS = (0.0, 0.99)
+ADA_INTERVAL = 4
+"""Steps from one adjustment of the probability of augmentation to the next, as published."""
 GRID = 8
 PATH_LENGTH_DECAY = 0.01
 PATH_LENGTH_SHARE = 2  # one image in so many is taken for the path-length penalty
@@ -100,6 +104,12 @@ class Trainer:
         )
         self.optimizer_d = _adam(self._learning_d, self.recipe.lr_discriminator, config.r1_interval)
         self.path_length_mean = torch.zeros((), device=device)
+        self.ada: SignController | None = None
+        if config.augment == "ada":
+            start = config.augment_p or 0.0
+            self.ada = SignController(
+                config.ada_target, config.ada_kimg, start, device, self.ranks.total
+            )
         self.sampling = torch.Generator().manual_seed(config.seed)
         self.random = torch.Generator(device).manual_seed(config.seed)
         self.own_random = torch.Generator(device)
@@ -129,7 +139,8 @@ class Trainer:
 
     def _parts(self) -> dict[str, Any]:
         names = ("generator", "discriminator", "generator_ema", "optimizer_g", "optimizer_d")
-        return {name: getattr(self, name) for name in names}
+        parts = {name: getattr(self, name) for name in names}
+        return parts if self.ada is None else {**parts, "ada": self.ada}
 
     def networks(self) -> list[Tensor]:
         """Parameters and buffers of all networks; in all processes the same."""
@@ -183,6 +194,10 @@ class Trainer:
             values["r1"] = self._r1_step(reals)
         self.seen += self.recipe.batch
         self.steps += 1
+        if self.ada is not None:
+            values["augment_p"] = torch.full((), self.ada.p, device=self.device)
+            if self.config.augment_p is None and self.steps % ADA_INTERVAL == 0:
+                self.ada.adjust()
         half_life = min(self.recipe.ema_kimg * 1000, 0.05 * self.seen)
         ema_update(
             self.generator_ema, self.generator, 0.5 ** (self.recipe.batch / max(half_life, 1e-8))
@@ -199,6 +214,8 @@ class Trainer:
     def _augment(self, images: Tensor) -> Tensor:
         if self.config.augment == "none":
             return images
+        if self.ada is not None:
+            return ada_augment(images, self.ada.p, self.own_random)
         return data.diff_augment(images, self.own_random)
 
     def _normal(self, *size: int) -> Tensor:
@@ -286,6 +303,8 @@ class Trainer:
                 # One pass for both: the minibatch-deviation groups don't straddle the two halves.
                 logits = self.discriminator(self._augment(torch.cat(pair)))
                 fake_logits, real_logits = logits.chunk(2)
+                if self.ada is not None:
+                    self.ada.add(real_logits)
                 signs.append(logits.detach().sign().view(2, -1).mean(dim=1))
                 yield discriminator_loss(fake_logits, real_logits)
 

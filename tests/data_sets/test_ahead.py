@@ -5,9 +5,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-import torch
 
-from gpseg.data import UnlabelledImages, batches_ahead, made_ahead
+from gpseg.data import made_ahead
 from gpseg.errors import InputError
 
 
@@ -79,9 +78,3 @@ def test_a_slow_item_is_made_while_the_one_before_is_used() -> None:
         used.set()
         assert made.wait(10)  # in the middle of the step
         assert next(items) == 1
-
-
-def test_images_in_memory_are_not_made_ahead(tmp_path) -> None:
-    assert batches_ahead(torch.zeros(1, 3, 4, 4)) == 0
-    assert batches_ahead(UnlabelledImages([], 4)) == 0
-    assert batches_ahead(UnlabelledImages([tmp_path / "there.png"], 4, cache_bytes=0)) > 0

@@ -35,8 +35,8 @@ def test_full_folder(make_folder: MakeFolder, classes: Classes) -> None:
     assert folder.few_shot(2, 1) == ["a2", "a3"]
     assert folder.splits.test == ["a5", "a6"]
     assert [path.name for path in folder.unlabelled] == ["bare.jpg", "extra.jpg"]
-    beside = [path.stem for path in folder.unlabelled_beside(["a3"])]
-    assert beside == ["bare", "extra", "a1", "a2"]
+    seen = [path.stem for path in folder.seen_in_training]
+    assert seen == ["bare", "extra", "a1", "a2", "a3"]
     image, mask = folder.image("a0", 8), folder.mask("a0", 8)
     assert image.shape == (3, 8, 8)
     assert image.dtype == mask.dtype == torch.uint8

@@ -1,6 +1,8 @@
 """Reading images of any kind, fitting them to a square, and bringing results back."""
 
+import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from gpseg.data import (
     Placement,
     UnlabelledImages,
     fit_square,
-    images_in,
+    images,
     load_images,
     read_image,
 )
@@ -159,36 +161,6 @@ def test_restoring_to_a_smaller_size_averages() -> None:
     assert (restored - 0.25).abs().max() < 0.1
 
 
-def test_images_in_folder_pattern_and_file(tmp_path: Path) -> None:
-    for name in ("b.png", "a.JPG", ".hidden.png", "notes.txt", "deep/c.png", "brackets[1].png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    names = [path.name for path in images_in(tmp_path)]
-    assert names == ["a.JPG", "b.png", "brackets[1].png"]
-    assert images_in(tmp_path / "*.png") == [tmp_path / "b.png", tmp_path / "brackets[1].png"]
-    assert [path.name for path in images_in(f"{tmp_path}/**/c.*")] == ["c.png"]
-    assert images_in(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
-    assert images_in(tmp_path / "brackets[1].png") == [tmp_path / "brackets[1].png"]
-
-
-def test_images_in_relative_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.png").touch()
-    monkeypatch.chdir(tmp_path)
-    assert images_in("*.png") == [Path("a.png")]
-
-
-def test_images_in_names_what_is_missing(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").touch()
-    for path, said in (
-        (tmp_path, "holds no images"),
-        (tmp_path / "absent", "does not exist"),
-        (tmp_path / "*.png", "matches"),
-    ):
-        with pytest.raises(InputError, match=said) as caught:
-            images_in(path)
-        assert str(path) in str(caught.value)
-
-
 @pytest.fixture
 def broken(tmp_path: Path) -> dict[str, Path]:
     """Files that no decoder can make sense of."""
@@ -230,18 +202,34 @@ def test_oversized_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         read_image(path)
 
 
-def test_unlabelled_images_are_the_same_cached_or_not(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    paths = [
-        _save(tmp_path / f"{i}.png", Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)))
-        for i in range(5)
-    ]
-    cached = UnlabelledImages(paths, 8)
-    anew = UnlabelledImages(paths, 8, cache_bytes=0)
-    assert len(cached) == len(anew) == 5
-    order = torch.tensor([3, 0, 3])
-    assert cached[order].equal(load_images(paths, 8)[order])
-    assert cached[order].equal(anew[order])
-    first = cached.sample(20, torch.Generator().manual_seed(1))
-    assert first.equal(anew.sample(20, torch.Generator().manual_seed(1)))
-    assert not first.equal(cached.sample(20, torch.Generator().manual_seed(2)))
+def test_all_images_that_cannot_be_read_are_logged(
+    broken: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = broken["empty.png"].parent / "whole.jpg"
+    sources = [whole, broken["text.jpg"], whole, broken["empty.png"], broken["absent.png"]]
+    with pytest.raises(
+        InputError, match=r"text\.jpg .*\(and 2 more images, listed above\)"
+    ) as caught:
+        load_images(sources, 8)
+    assert "\n" not in str(caught.value)
+    named = [record.getMessage().split(" ")[0] for record in caplog.records]
+    assert named == [str(broken[name]) for name in ("text.jpg", "empty.png", "absent.png")]
+
+
+def test_images_are_read_in_order_and_not_far_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+
+    def load(source: Path, resolution: int) -> torch.Tensor:
+        read.append(source)
+        return torch.full((3, resolution, resolution), int(source.name), dtype=torch.uint8)
+
+    monkeypatch.setattr(images, "load_image", load)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    stream = images.stream_images([Path(str(i)) for i in range(200)], 2, start=5)
+    assert [int(next(stream)[0, 0, 0]) for _ in range(3)] == [5, 6, 7]
+    time.sleep(0.05)
+    assert len(read) <= 3 + 8 + 1  # those taken, four for each thread, one that is waited for
+    assert [int(image[0, 0, 0]) for image in stream] == list(range(8, 200))
+    assert len(read) == 195

@@ -1,11 +1,13 @@
 """Checkpoints: what comes back, and every way in which a file can be wrong."""
 
 import errno
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
+import gpseg
 from gpseg.errors import InputError, RunError
 from gpseg.models.checkpoint import (
     GENERATOR_STAGE,
@@ -13,6 +15,7 @@ from gpseg.models.checkpoint import (
     load_generator,
     save_checkpoint,
     save_generator,
+    stage_of,
 )
 from gpseg.models.stylegan2 import NetworkConfig
 
@@ -64,6 +67,43 @@ def test_wrong_stage_names_both_stages(tmp_path):
         load_checkpoint(path, GENERATOR_STAGE)
     for part in (str(path), "segmenter", GENERATOR_STAGE, "python -m gpseg.pretrain"):
         assert part in str(raised.value)
+
+
+def test_stage_is_read_off_the_header(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_checkpoint(path, TENSORS, "segmenter", {})
+    assert stage_of(path, GENERATOR_STAGE, "segmenter") == "segmenter"
+    with pytest.raises(InputError, match='stage "segmenter", "a" or "b" is needed'):
+        stage_of(path, "a", "b")
+
+
+def test_another_version_is_named_where_its_file_does_not_fit(tmp_path, monkeypatch):
+    path = tmp_path / "g.safetensors"
+    network = NetworkConfig(16, z_dim=8, w_dim=8, channel_base=128, channel_max=8, mapping_layers=2)
+    pair = network.generator(), network.discriminator()
+    config = {"network": {**asdict(network), "attention": True}}
+    named = r"written by gpseg 99\.1 \(this is 0\.1\.0\)"
+
+    with monkeypatch.context() as future:
+        future.setattr(gpseg, "__version__", "99.1")
+        save_generator(path, *pair, network)
+    load_generator(path)  # whatever fits is taken
+
+    with monkeypatch.context() as future:
+        future.setattr(gpseg, "__version__", "99.1")
+        save_checkpoint(path, {}, GENERATOR_STAGE, config)
+    with pytest.raises(InputError, match=f"attention.*{named}; install that version"):
+        load_generator(path)
+
+    with monkeypatch.context() as future:
+        future.setattr(gpseg, "__version__", "99.1")
+        save_checkpoint(path, {}, "video", {})
+    with pytest.raises(InputError, match=f'stage "video", {named}'):
+        load_generator(path)
+
+    save_checkpoint(path, {}, GENERATOR_STAGE, config)
+    with pytest.raises(InputError, match=r"attention.*\); train anew with this version$"):
+        load_generator(path)
 
 
 def test_missing_file_says_what_writes_it(tmp_path):

@@ -1,13 +1,16 @@
 """Segmenters on disk, and what is said of files that are none."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
+import gpseg
 from gpseg.data import Classes, PartClass
 from gpseg.errors import InputError
-from gpseg.models.checkpoint import save_generator
+from gpseg.models.checkpoint import load_generator, save_generator
 from gpseg.models.segmenter import READOUTS, Segmenter, to_float, to_uint8
 from gpseg.models.stylegan2 import NetworkConfig
 from gpseg.models.two_stream import TwoStream
@@ -52,6 +55,31 @@ def test_generator_is_not_a_segmenter(tmp_path: Path) -> None:
     save_generator(path, NETWORK.generator(), NETWORK.discriminator(), NETWORK)
     with pytest.raises(InputError, match=r"generator-pretraining.*segmenter"):
         Segmenter.load(path)
+
+
+def test_segmenter_is_not_a_generator(tmp_path: Path) -> None:
+    path = tmp_path / "s.safetensors"
+    make().save(path)
+    with pytest.raises(InputError, match=r'stage "segmenter", "generator-pretraining" is needed'):
+        load_generator(path)
+
+
+def test_header_is_there_to_read(tmp_path: Path) -> None:
+    segmenter = make()
+    segmenter.save(tmp_path / "s.safetensors")
+    with safe_open(tmp_path / "s.safetensors", framework="np") as file:
+        header = file.metadata()
+        palette = file.get_tensor("palette")
+    assert (header["stage"], header["gpseg"]) == ("segmenter", gpseg.__version__)
+    config = json.loads(header["config"])
+    assert [entry["name"] for entry in config["classes"]["classes"]] == ["background", "part"]
+    assert config["palette"] == palette.tolist() == [[-1.0] * 3, [1.0] * 3]
+    assert config["network"]["img_resolution"] == 16
+    assert config["readout"] == "palette"
+
+
+def test_empty_batch() -> None:
+    assert make().probabilities(images()[:0]).shape == (0, 2, 16, 16)
 
 
 def test_truncated(tmp_path: Path) -> None:

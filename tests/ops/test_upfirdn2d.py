@@ -230,6 +230,12 @@ def test_setup_filter_of_nothing_is_the_identity() -> None:
     assert torch.equal(ops.upfirdn2d(x, ops.setup_filter(None)), x)
 
 
+def test_setup_filter_where_nothing_has_values() -> None:
+    with torch.device("meta"):
+        assert ops.setup_filter([1, 3, 3, 1]).is_meta
+        assert not ops.setup_filter([1, 3, 3, 1], device="cpu").is_meta
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

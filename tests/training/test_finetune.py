@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gpseg.data import Classes, PartClass, UnlabelledImages
+from gpseg.data import Classes, PartClass, UnlabelledImages, packed
 from gpseg.errors import InputError, RunError
 from gpseg.models.stylegan2 import NetworkConfig
 from gpseg.training.distributed import Ranks
@@ -79,14 +79,19 @@ def test_resumed_run_equals_straight_run(tmp_path: Path) -> None:
         assert torch.equal(a, b)
 
 
-def test_unlabelled_images_decoded_ahead_give_the_same_run(tmp_path: Path) -> None:
+def test_packed_unlabelled_images_give_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPSEG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(packed, "_SMALL", -1)
+    monkeypatch.setattr(packed, "_memory", lambda: 0)  # made ahead
     data = training_set()
     assert isinstance(data.unlabelled, torch.Tensor)
     paths = [tmp_path / f"{i}.png" for i in range(len(data.unlabelled))]
     for path, image in zip(paths, data.unlabelled, strict=True):
         Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(path)
-    decoded = replace(data, unlabelled=UnlabelledImages(paths, 16, cache_bytes=0))
-    kept, ahead = make(steps=6, data=data), make(steps=6, data=decoded)
+    mapped = replace(data, unlabelled=UnlabelledImages(paths, 16))
+    kept, ahead = make(steps=6, data=data), make(steps=6, data=mapped)
     with folder(tmp_path / "kept") as run:
         finetune(kept, run, lambda: False)
     with folder(tmp_path / "ahead") as run:
@@ -94,7 +99,7 @@ def test_unlabelled_images_decoded_ahead_give_the_same_run(tmp_path: Path) -> No
             finetune(ahead, run, lambda: ahead.steps >= 3)
         state = run.load_state()
     assert state is not None
-    resumed = make(steps=6, data=decoded)
+    resumed = make(steps=6, data=mapped)
     resumed.load_state_dict(state)
     with folder(tmp_path / "resumed") as run:
         finetune(resumed, run, lambda: False)

@@ -13,14 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
+from gpseg.data import packed
 from gpseg.errors import InputError, RunError
 from gpseg.models.checkpoint import load_generator
 from gpseg.training import losses
-from gpseg.training import pretrain as module
-from gpseg.training.pretrain import image_grid, pretrain, training_images
+from gpseg.training import trainer as module
+from gpseg.training.pretrain import image_grid, pretrain
 from gpseg.training.pretrain_config import PretrainConfig
 from gpseg.training.run_folder import Interrupted, RunFolder
 from gpseg.training.trainer import Trainer
+from tests.data_sets.archives import zipped
 
 SMALL = {
     "resolution": 16,
@@ -84,6 +86,45 @@ def test_a_resumed_run_is_the_straight_run(tmp_path, images, augment):
     for name, tensor in weights(resumed).items():
         assert torch.equal(tensor, expected[name]), name
     assert [entry["step"] for entry in RunFolder(resumed.parent).metrics()] == [16, 32, 48, 64]
+
+
+def test_a_run_with_adaptive_augmentation_resumes_between_two_adjustments(tmp_path, images):
+    # A target that is always exceeded: p rises by 16 / 80 every four steps.
+    changes = {"augment": "ada", "ada_target": -1.0, "ada_kimg": 0.08, "log_kimg": 0.004}
+    straight = pretrain(config(tmp_path / "a", 0.064, **changes), images)
+    entries = RunFolder(straight.parent).metrics()
+    levels = [entry["augment_p"] for entry in entries]
+    assert levels == pytest.approx([0.0] * 4 + [0.2] * 4 + [0.4] * 4 + [0.6] * 4)
+    half = config(tmp_path / "b", 0.024, **changes)
+    pretrain(half, images)
+    torch.manual_seed(99)
+    resumed = pretrain(dataclasses.replace(half, kimg=0.064, resume=True), images)
+    expected = weights(straight)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(resumed).items())
+    kept = ("step", "loss_g", "loss_d", "sign_real", "augment_p")
+    for got, want in zip(RunFolder(resumed.parent).metrics(), entries, strict=True):
+        assert [got[name] for name in kept] == [want[name] for name in kept]
+
+
+def test_a_fixed_probability_of_augmentation_stays(tmp_path, images):
+    settings = config(tmp_path, 1.0, augment="ada", ada_target=-1.0, ada_kimg=0.01, augment_p=0.3)
+    trainer = Trainer(settings, settings.network(), torch.device("cpu"))
+    levels = [trainer.step(images)["augment_p"].item() for _ in range(5)]
+    assert levels == pytest.approx([0.3] * 5)
+
+
+def test_all_that_the_discriminator_sees_is_augmented(tmp_path, images, monkeypatch):
+    settings = config(tmp_path, 1.0, augment="ada", augment_p=0.3, r1_interval=1)
+    trainer = Trainer(settings, settings.network(), torch.device("cpu"))
+    seen = []
+
+    def spy(x, p, generator):
+        seen.append((len(x), p, x.requires_grad))
+        return x
+
+    monkeypatch.setattr(module, "ada_augment", spy)
+    trainer.step(images)
+    assert seen == [(4, 0.3, True), (8, 0.3, False), (4, 0.3, True)]  # fakes, fakes and reals, R1
 
 
 def test_training_moves_every_weight_and_the_mean_follows(tmp_path, images):
@@ -164,18 +205,6 @@ def write_images(folder: Path, count: int = 3) -> None:
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{i}.png")
 
 
-def test_images_of_a_data_set_and_of_a_plain_folder(tmp_path):
-    write_images(tmp_path / "plain", 2)
-    write_images(tmp_path / "set" / "images", 3)
-    write_images(tmp_path / "set" / "masks", 3)
-    write_images(tmp_path / "set" / "unlabelled", 4)
-    assert len(training_images(tmp_path / "plain")) == 2
-    parts = [path.parent.name for path in training_images(tmp_path / "set")]
-    assert parts == ["unlabelled"] * 4 + ["images"] * 3
-    with pytest.raises(InputError, match="missing"):
-        training_images(tmp_path / "missing")
-
-
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -184,6 +213,10 @@ def test_images_of_a_data_set_and_of_a_plain_folder(tmp_path):
         ({"kimg": 0}, "--kimg 0"),
         ({"channel_base": 8}, "--channel-base 8"),
         ({"device": "nonsense"}, "nonsense"),
+        ({"augment": "ada", "ada_target": 1.5}, "--ada-target 1.5"),
+        ({"augment": "ada", "ada_kimg": 0}, "--ada-kimg 0"),
+        ({"augment": "ada", "augment_p": 1.1}, "--augment-p 1.1"),
+        ({"augment_p": 0.5}, "--augment-p 0.5.*--augment ada"),
     ],
 )
 def test_options_that_cannot_work(tmp_path, images, changes, named):
@@ -265,26 +298,28 @@ def test_a_kill_leaves_a_readable_folder_and_sigterm_says_how_to_go_on(tmp_path)
     assert RunFolder(tmp_path / "run").load_state()["seen"] > seen
 
 
-def test_images_that_do_not_fit_into_memory_give_the_same_run(tmp_path):
+def test_packed_images_give_the_same_run(tmp_path, monkeypatch):
     write_images(tmp_path / "images", 6)
-    runs = {}
-    for name, gib in (("kept", 2.0), ("decoded", 0.0)):
-        settings = config(tmp_path / name, 0.032, cache_gib=gib, seed=3)
-        settings.data = tmp_path / "images"
-        runs[name] = weights(pretrain(settings))
+    settings = config(tmp_path / "kept", 0.032, seed=3)
+    settings.data = tmp_path / "images"
+    kept = weights(pretrain(settings))
+    monkeypatch.setenv("GPSEG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(packed, "_SMALL", -1)
+    runs = {"mapped": weights(pretrain(dataclasses.replace(settings, out=tmp_path / "mapped")))}
+    monkeypatch.setattr(packed, "_memory", lambda: 0)  # batches are made ahead
+    in_zip = dataclasses.replace(settings, out=tmp_path / "zipped", data=zipped(settings.data))
+    runs["zipped"] = weights(pretrain(in_zip))
     # stopped and continued: what was drawn ahead is drawn again
     half = dataclasses.replace(settings, out=tmp_path / "half", kimg=0.016)
     pretrain(half)
     runs["resumed"] = weights(pretrain(dataclasses.replace(half, kimg=0.032, resume=True)))
-    for name, tensor in runs.pop("kept").items():
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
+    for name, tensor in kept.items():
         assert all(torch.equal(run[name], tensor) for run in runs.values()), name
 
 
-def test_an_image_that_breaks_while_decoded_ahead_is_named(tmp_path):
-    write_images(tmp_path / "images", 3)
-    (tmp_path / "images" / "1.png").write_bytes(b"no image")
-    settings = config(tmp_path, 0.064, cache_gib=0.0)
-    settings.data = tmp_path / "images"
-    with pytest.raises(InputError, match=r"1\.png is not an image") as caught:
-        pretrain(settings)
-    assert "\n" not in str(caught.value)
+def test_data_that_is_not_there_is_one_line(tmp_path):
+    run = start("--data", "nowhere.zip", "--out", "run", "--device", "cpu", cwd=tmp_path)
+    assert run.communicate(timeout=60)[0] == "error: nowhere.zip does not exist; check the path\n"
+    assert run.returncode == 2
+    assert not (tmp_path / "run").exists()

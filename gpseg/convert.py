@@ -1,0 +1,124 @@
+"""`python -m gpseg.convert`: weights and networks from one kind of file to another."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from gpseg.commandline import run
+from gpseg.errors import InputError
+from gpseg.models.checkpoint import (
+    GENERATOR_STAGE,
+    SEGMENTER_STAGE,
+    load_generator,
+    save_generator,
+    stage_of,
+)
+from gpseg.models.export import Graph, export_generator, export_segmenter
+from gpseg.models.published.networks import read_published
+from gpseg.models.segmenter import Segmenter
+
+log = logging.getLogger(__name__)
+
+DESCRIPTION = """Convert a file; its suffix and that of the result say from what to what.
+
+  .pkl, .pt to .safetensors   a published StyleGAN2 checkpoint as what gpseg.train takes as --generator
+  .safetensors to .onnx       a segmenter or generator as an ONNX model, for any runtime
+  .safetensors to .pt2        the same as a program of torch.export, which needs torch alone
+
+Read are network pickles (.pkl) of StyleGAN2-ADA for PyTorch and of the StyleGAN3 repository, as far as they hold
+StyleGAN2, and state dicts (.pt) in the names of rosinality's implementation; unconditional ones, with their
+discriminator. Such files are programs; nothing in them is run.
+
+A generator takes z [N, z_dim] and gives images [N, 3, r, r], about -1 to 1. A segmenter takes square
+images [N, 3, r, r], uint8, and gives class probabilities [N, K, r, r]."""
+
+
+@dataclass
+class ConvertConfig:
+    """Options of conversion."""
+
+    source: tyro.conf.Positional[Path]
+    """The file to read."""
+    target: tyro.conf.Positional[Path]
+    """The file to write; one that is there is replaced."""
+    truncation_psi: float = 1.0
+    """Of an exported generator: 1 for all the variety it has, towards 0 for images nearer to its mean."""
+    readout: Literal["palette", "classifier"] | None = None
+    """How an exported segmenter reads classes off; default: what was better in validation."""
+    keep_ops: bool = False
+    """Keep gpseg's operators in a .pt2: as fast as gpseg itself, but no gradients, and whoever loads it
+    has to import gpseg.ops first."""
+
+
+def convert(config: ConvertConfig) -> None:
+    """Convert a file.
+
+    Raises:
+        InputError: there is no such conversion, the source can't be used, or a package is missing.
+        RunError: the disk is full.
+    """
+    kinds = config.source.suffix, config.target.suffix
+    if kinds not in _CONVERSIONS:
+        known = ", ".join(f"{source} to {target}" for source, target in _CONVERSIONS)
+        raise InputError(
+            f"{config.source} to {config.target}: no such conversion; there are {known}"
+        )
+    _CONVERSIONS[kinds](config)
+
+
+def _from_published(config: ConvertConfig) -> None:
+    published = read_published(config.source)
+    save_generator(
+        _in_a_folder(config.target),
+        published.generator,
+        published.discriminator,
+        published.network,
+        {"converted_from": published.origin},
+    )
+    log.info("%s: %s", config.target, published.network)
+
+
+def _to_pt2(config: ConvertConfig) -> None:
+    graph = _graph(config)
+    (graph if config.keep_ops else graph.without_gpseg()).save_pt2(_in_a_folder(config.target))
+
+
+def _to_onnx(config: ConvertConfig) -> None:
+    if config.keep_ops:
+        raise InputError("--keep-ops: ONNX has no such operators; leave it out, or write a .pt2")
+    # At its usual level it warns of every library that is not installed.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    _graph(config).save_onnx(_in_a_folder(config.target))
+
+
+_CONVERSIONS: dict[tuple[str, str], Callable[[ConvertConfig], None]] = {
+    (".pkl", ".safetensors"): _from_published,
+    (".pt", ".safetensors"): _from_published,
+    (".safetensors", ".pt2"): _to_pt2,
+    (".safetensors", ".onnx"): _to_onnx,
+}
+"""By the suffixes of source and target."""
+
+
+def _graph(config: ConvertConfig) -> Graph:
+    if stage_of(config.source, GENERATOR_STAGE, SEGMENTER_STAGE) == SEGMENTER_STAGE:
+        return export_segmenter(Segmenter.load(config.source), config.readout)
+    generator, *_ = load_generator(config.source)
+    return export_generator(generator, config.truncation_psi)
+
+
+def _in_a_folder(path: Path) -> Path:
+    """The path, its folder made if it was not there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path.parent} can't be made a folder ({error.strerror})") from error
+    return path
+
+
+if __name__ == "__main__":
+    run("gpseg.convert", ConvertConfig, convert, DESCRIPTION)
