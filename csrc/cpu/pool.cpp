@@ -10,6 +10,7 @@
 #if defined(__linux__)
 #include <pthread.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace gpseg::pool {
@@ -19,13 +20,22 @@ constexpr int64_t kPage = int64_t{2} << 20;  // bytes of a huge page
 
 int64_t pages_of(int64_t bytes) { return (bytes + kPage - 1) / kPage; }
 
+int64_t default_limit() {
+  constexpr int64_t most = int64_t{1} << 30;
+#if defined(__linux__)
+  return std::min(most, int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE) / 16);
+#else
+  return most;
+#endif
+}
+
 }  // namespace
 
 int64_t limit() {
   static const int64_t bytes = [] {
     const char* megabytes = std::getenv("GPSEG_CPU_CACHE_MB");
-    return (megabytes == nullptr ? int64_t{256} : std::max<int64_t>(std::atoll(megabytes), 0))
-           << 20;
+    return megabytes == nullptr ? default_limit()
+                                : std::max<int64_t>(std::atoll(megabytes), 0) << 20;
   }();
   return bytes;
 }

@@ -9,7 +9,8 @@
 
 namespace gpseg::pool {
 
-// At most so many bytes are kept: the environment variable GPSEG_CPU_CACHE_MB, default 256 MiB.
+// At most so many bytes are kept: the environment variable GPSEG_CPU_CACHE_MB, by default a
+// sixteenth of the memory, or 1 GiB if that is less.
 int64_t limit();
 
 struct Block {
