@@ -13,7 +13,9 @@ from gpseg.errors import InputError
 from gpseg.models.checkpoint import (
     GENERATOR_STAGE,
     SEGMENTER_STAGE,
+    load_checkpoint,
     load_generator,
+    save_checkpoint,
     save_generator,
     stage_of,
 )
@@ -25,9 +27,10 @@ log = logging.getLogger(__name__)
 
 DESCRIPTION = """Convert a file; its suffix and that of the result say from what to what.
 
-  .pkl, .pt to .safetensors   a published StyleGAN2 checkpoint as what gpseg.train takes as --generator
-  .safetensors to .onnx       a segmenter or generator as an ONNX model, for any runtime
-  .safetensors to .pt2        the same as a program of torch.export, which needs torch alone
+  .pkl, .pt to .safetensors      a published StyleGAN2 checkpoint as what gpseg.train takes as --generator
+  .safetensors to .safetensors   the same checkpoint with its weights in float16: half the size
+  .safetensors to .onnx          a segmenter or generator as an ONNX model, for any runtime
+  .safetensors to .pt2           the same as a program of torch.export, which needs torch alone
 
 Read are network pickles (.pkl) of StyleGAN2-ADA for PyTorch and of the StyleGAN3 repository, as far as they hold
 StyleGAN2, and state dicts (.pt) in the names of rosinality's implementation; unconditional ones, with their
@@ -82,6 +85,16 @@ def _from_published(config: ConvertConfig) -> None:
     log.info("%s: %s", config.target, published.network)
 
 
+def _to_half(config: ConvertConfig) -> None:
+    stage = stage_of(config.source, GENERATOR_STAGE, SEGMENTER_STAGE)
+    tensors, about = load_checkpoint(config.source, stage)
+    halved = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
+    beyond = [name for name, t in halved.items() if not bool(t.isfinite().all())]
+    if beyond:
+        raise InputError(f"{config.source}: {beyond[0]} has values that float16 can't hold")
+    save_checkpoint(_in_a_folder(config.target), halved, stage, about)
+
+
 def _to_pt2(config: ConvertConfig) -> None:
     graph = _graph(config)
     (graph if config.keep_ops else graph.without_gpseg()).save_pt2(_in_a_folder(config.target))
@@ -98,6 +111,7 @@ def _to_onnx(config: ConvertConfig) -> None:
 _CONVERSIONS: dict[tuple[str, str], Callable[[ConvertConfig], None]] = {
     (".pkl", ".safetensors"): _from_published,
     (".pt", ".safetensors"): _from_published,
+    (".safetensors", ".safetensors"): _to_half,
     (".safetensors", ".pt2"): _to_pt2,
     (".safetensors", ".onnx"): _to_onnx,
 }

@@ -27,6 +27,9 @@ from gpseg.training.transfer import transfer
 
 log = logging.getLogger(__name__)
 
+DRAWN_IMAGES = 20_000
+DRAWN_SEED = 1  # that of what gpseg.train labels is 0
+
 _NAN_REMEDY = "--precision fp32, a larger --r1-gamma or smaller learning rates"
 _MAY_CHANGE = (
     "out",
@@ -72,7 +75,7 @@ def pretrain(config: PretrainConfig, images: Tensor | data.UnlabelledImages | No
         if images is None:
             with ranks.first_goes_first():  # which packs them, if anybody has to
                 images = data.UnlabelledImages(
-                    data.training_images(config.data),
+                    data.training_images(config.data or _drawn(trainer.recipe.resolution)),
                     trainer.recipe.resolution,
                     progress=ranks.first,
                 )
@@ -98,6 +101,11 @@ def pretrain(config: PretrainConfig, images: Tensor | data.UnlabelledImages | No
             _say(trainer, folder, len(images), state is not None)
             _train(trainer, images, folder, stop_requested)
             return _snapshot(trainer, folder)
+
+
+def _drawn(resolution: int) -> Path:
+    root = Path("runs") / f"drawn-{resolution}-pretraining"
+    return data.write_drawn(root, resolution, labelled=3, unlabelled=DRAWN_IMAGES, seed=DRAWN_SEED)
 
 
 def _say(trainer: Trainer, folder: RunFolder, images: int, continuing: bool) -> None:

@@ -101,11 +101,12 @@ _OF_NETWORK = ("z_dim", "channel_base", "channel_max", "mapping_layers")
 class PretrainConfig:
     """Options of pre-training."""
 
-    data: Path
+    data: Path | None = None
     """Images of any size: a folder (what lies in it or, where it holds folders only, below it), a zip file, a pattern
     such as 'photos/**/*.jpg', or a data set, of which unlabelled/ and images/ are used (no masks; to leave out the
     images you will test on, give its unlabelled/). Many are packed once at the training resolution, 3 bytes a pixel,
-    into a file under ~/.cache/gpseg, or GPSEG_CACHE if that is set."""
+    into a file under ~/.cache/gpseg, or GPSEG_CACHE if that is set. Default: 20,000 faces that the package draws
+    itself, other ones than those of gpseg.train."""
     out: Path | None = None
     """Run folder; new or empty, unless --resume. Default: runs/pretrain-<date>-<time>."""
     resume: bool = False
@@ -314,7 +315,7 @@ def preset_table() -> str:
         ]
     ]
     for name, p in PRESETS.items():
-        recipe = PretrainConfig(Path(), preset=name).recipe()
+        recipe = PretrainConfig(preset=name).recipe()
         rates = recipe.r1_gamma, recipe.lr_generator, recipe.ema_kimg
         sizes = p.batch, p.z_dim, p.channel_base, p.channel_max, p.mapping_layers, p.path_length
         rows.append([name, *(f"{x:g}" for x in sizes), *(f"{x:.3g}" for x in rates)])
