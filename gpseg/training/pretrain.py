@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,13 @@ from gpseg.models.segmenter import to_float, to_uint8
 from gpseg.models.stylegan2 import NetworkConfig, ema_copy, ema_update, mix_styles
 from gpseg.training.device import Precision, choose_device, choose_dtype
 from gpseg.training.losses import discriminator_loss, generator_loss, r1_penalty
+from gpseg.training.quality import (
+    FEWEST_IMAGES,
+    MOST_IMAGES,
+    Quality,
+    generated_images,
+    real_images,
+)
 from gpseg.training.run_folder import Interrupted, RunFolder, stop_requests
 from gpseg.training.steps import Means, check_finite, restore_optimizer, short_collections
 
@@ -41,6 +49,7 @@ _MAY_CHANGE = (
     "cache_gib",
     "log_kimg",
     "snapshot_kimg",
+    "metric_images",
 )
 
 
@@ -102,6 +111,9 @@ class PretrainConfig:
     """Thousands of images from one log entry to the next."""
     snapshot_kimg: float = 10.0
     """Thousands of images from one snapshot (sample grids, generator.safetensors, state) to the next."""
+    metric_images: int = 2000
+    """Real and generated images compared at each snapshot (swd, coverage, nearest: docs/pretraining.md), at most 10000;
+    0: don't."""
 
     def network(self) -> NetworkConfig:
         """What the networks are built from."""
@@ -131,18 +143,27 @@ class PretrainConfig:
                 raise InputError(
                     f"--{name.replace('_', '-')} {getattr(self, name)}: give a number above 0"
                 )
+        if self.metric_images and not FEWEST_IMAGES <= self.metric_images <= MOST_IMAGES:
+            raise InputError(
+                f"--metric-images {self.metric_images}: give 0 or {FEWEST_IMAGES} to {MOST_IMAGES}"
+            )
         if self.channel_base is not None and self.channel_base < self.resolution:
             raise InputError(
                 f"--channel-base {self.channel_base}: give at least the resolution, {self.resolution}"
             )
 
 
-def pretrain(config: PretrainConfig, images: Tensor | data.UnlabelledImages | None = None) -> Path:
+def pretrain(
+    config: PretrainConfig,
+    images: Tensor | data.UnlabelledImages | None = None,
+    after_snapshot: Callable[[RunFolder], None] = lambda folder: None,
+) -> Path:
     """Train a generator and its discriminator.
 
     Args:
         config: the options.
         images: uint8 [N, 3, r, r], to train on in place of those under `config.data`.
+        after_snapshot: called whenever a snapshot is complete.
 
     Returns:
         The checkpoint (`models.checkpoint.load_generator` reads it).
@@ -188,8 +209,10 @@ def pretrain(config: PretrainConfig, images: Tensor | data.UnlabelledImages | No
             str(trainer.dtype).removeprefix("torch."),
             device,
         )
-        _train(trainer, images, folder, stop_requested)
-        return _snapshot(trainer, folder)
+        quality = _quality(images, config.metric_images)
+        snapshot = partial(_snapshot, trainer, folder, quality, after_snapshot)
+        _train(trainer, images, folder, stop_requested, snapshot)
+        return snapshot()
 
 
 def training_images(path: Path) -> list[Path]:
@@ -410,6 +433,7 @@ def _train(
     images: Tensor | data.UnlabelledImages,
     folder: RunFolder,
     stop_requested: Callable[[], bool],
+    snapshot: Callable[[], Path],
 ) -> None:
     config = trainer.config
     total = round(config.kimg * 1000)
@@ -443,21 +467,51 @@ def _train(
                 folder.save_state(trainer.seen, trainer.state_dict())
                 raise Interrupted(folder.path)
             if trainer.seen >= next_snapshot and trainer.seen < total:
-                _snapshot(trainer, folder)
+                snapshot()
                 next_snapshot += snapshot_every
             if trainer.seen >= next_log:
                 next_log += log_every
             started, begun_at = time.monotonic(), trainer.seen
 
 
-def _snapshot(trainer: Trainer, folder: RunFolder) -> Path:
+def _quality(images: Tensor | data.UnlabelledImages, count: int) -> Quality | None:
+    """What to measure generated images with; None if that is not wanted, or there are too few real ones."""
+    if min(count, len(images)) < FEWEST_IMAGES:
+        return None
+    return Quality(real_images(images, count))
+
+
+def _snapshot(
+    trainer: Trainer,
+    folder: RunFolder,
+    quality: Quality | None,
+    after_snapshot: Callable[[RunFolder], None],
+) -> Path:
     for psi in (0.7, 1.0):
         folder.write_image(f"psi{psi}", image_grid(trainer.samples(psi)), trainer.seen)
     path = folder.path / "generator.safetensors"
     extra = {"images_seen": trainer.seen, "r1_gamma": trainer.r1_gamma}
     save_generator(path, trainer.generator_ema, trainer.discriminator, trainer.network, extra)
+    if quality is not None:
+        _measure(trainer, folder, quality)
     folder.save_state(trainer.seen, trainer.state_dict())
+    after_snapshot(folder)
     return path
+
+
+def _measure(trainer: Trainer, folder: RunFolder, quality: Quality) -> None:
+    started = time.monotonic()
+    fakes = generated_images(trainer.generator_ema, quality.count, trainer.config.batch)
+    values = quality.measure(fakes)
+    folder.log(trainer.seen, values)
+    shown = "  ".join(f"{name} {value:.3g}" for name, value in values.items())
+    log.info(
+        "%.1f kimg  %s  (%d images, %.1f s)",
+        trainer.seen / 1000,
+        shown,
+        quality.count,
+        time.monotonic() - started,
+    )
 
 
 def image_grid(images: Tensor) -> Tensor:

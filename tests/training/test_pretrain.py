@@ -32,6 +32,7 @@ SMALL = {
     "device": "cpu",
     "log_kimg": 0.016,
     "snapshot_kimg": 0.032,
+    "metric_images": 0,
 }
 
 
@@ -286,3 +287,25 @@ def test_an_image_that_breaks_while_decoded_ahead_is_named(tmp_path):
     with pytest.raises(InputError, match=r"1\.png is not an image") as caught:
         pretrain(settings)
     assert "\n" not in str(caught.value)
+
+
+def test_measuring_at_snapshots_leaves_the_run_as_it_was(tmp_path, images):
+    seen = []
+    plain = pretrain(config(tmp_path / "a", 0.064), images)
+    measured = pretrain(
+        config(tmp_path / "b", 0.064, metric_images=2000),
+        images,
+        after_snapshot=lambda folder: seen.append(folder.path),
+    )
+    expected = weights(plain)
+    for name, tensor in weights(measured).items():
+        assert torch.equal(tensor, expected[name]), name
+    entries = [e for e in RunFolder(measured.parent).metrics() if "swd" in e]
+    assert [entry["step"] for entry in entries] == [32, 64]
+    assert entries[0].keys() == {"step", "swd", "swd_16", "coverage", "nearest"}
+    assert seen == [measured.parent] * 2
+
+
+def test_too_few_images_to_measure_with_are_left_unmeasured(tmp_path, images):
+    path = pretrain(config(tmp_path, 0.008, metric_images=2000), images[:5])
+    assert not any("swd" in entry for entry in RunFolder(path.parent).metrics())

@@ -1,0 +1,1 @@
+"""A package, so that another `tests` on the path (torch-fidelity installs one) is not taken for it."""
