@@ -112,7 +112,7 @@ class PretrainConfig:
     snapshot_kimg: float = 10.0
     """Thousands of images from one snapshot (sample grids, generator.safetensors, state) to the next."""
     metric_images: int = 2000
-    """Real and generated images compared at each snapshot (swd, coverage, nearest: docs/pretraining.md), at most 10000;
+    """Real and generated images compared at each snapshot (swd, frechet_8, coverage, nearest: docs/pretraining.md), at most 10000;
     0: don't."""
 
     def network(self) -> NetworkConfig:
@@ -156,7 +156,7 @@ class PretrainConfig:
 def pretrain(
     config: PretrainConfig,
     images: Tensor | data.UnlabelledImages | None = None,
-    after_snapshot: Callable[[RunFolder], None] = lambda folder: None,
+    after_snapshot: Callable[[RunFolder], object] = lambda folder: None,
 ) -> Path:
     """Train a generator and its discriminator.
 
@@ -485,7 +485,7 @@ def _snapshot(
     trainer: Trainer,
     folder: RunFolder,
     quality: Quality | None,
-    after_snapshot: Callable[[RunFolder], None],
+    after_snapshot: Callable[[RunFolder], object],
 ) -> Path:
     for psi in (0.7, 1.0):
         folder.write_image(f"psi{psi}", image_grid(trainer.samples(psi)), trainer.seen)
@@ -514,17 +514,18 @@ def _measure(trainer: Trainer, folder: RunFolder, quality: Quality) -> None:
     )
 
 
-def image_grid(images: Tensor) -> Tensor:
-    """Tile images into one picture, `GRID` a row.
+def image_grid(images: Tensor, columns: int = GRID) -> Tensor:
+    """Tile images into one picture.
 
     Args:
         images: [N, 3, h, w], −1 … 1.
+        columns: images a row, if there are that many.
 
     Returns:
         uint8 [3, rows·h, columns·w].
     """
     n, c, h, w = images.shape
-    columns = min(GRID, n)
+    columns = min(columns, n)
     rows = -(-n // columns)
     pixels = to_uint8(images)
     canvas = pixels.new_zeros(rows * columns, c, h, w)

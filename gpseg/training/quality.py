@@ -7,6 +7,8 @@ not FID and say less: `docs/pretraining.md` has a table of what each sees and wh
   images' own resolution down to 16; `swd` is their mean. Karras et al., *Progressive Growing of GANs*, ICLR 2018,
   section 5; unlike there, patches of both sets are normalised by the mean and deviation of the *reals'* patches,
   because each set by its own hides wrong colours and contrast. Smaller is better; above zero for other real images too.
+* `frechet_8`: Fréchet distance of the images at 8×8 pixels, as FID is of Inception's features: layout, colours and
+  variety, but no detail. Smaller is better; above zero for other real images too, the more the fewer there are.
 * `coverage`: share of the real images that have a generated one nearer than their fifth nearest real neighbour, at
   16×16 pixels. Naeem et al., *Reliable Fidelity and Diversity Metrics for Generative Models*, ICML 2020. Near 1 for
   real images; a generator that repeats itself loses it.
@@ -28,6 +30,7 @@ from gpseg.models.stylegan2 import Generator
 from gpseg.nn.layers import RESAMPLE_FILTER
 
 COARSEST = 16
+_FRECHET = 8
 NEIGHBOURS = 5
 FEWEST_IMAGES = NEIGHBOURS + 1
 MOST_IMAGES = 10_000  # distances between all pairs are in memory at once
@@ -55,6 +58,8 @@ class Quality:
         }
         self._projected = self._project(patches)
         self._coarse = coarse
+        self._mean, self._covariance = _moments(coarse)
+        self._root = _root(self._covariance)
         distances = torch.cdist(coarse, coarse).fill_diagonal_(torch.inf)
         self._radii = distances.kthvalue(NEIGHBOURS, dim=1).values
         self._nearest = distances.min(dim=1).values.median()
@@ -66,7 +71,7 @@ class Quality:
             fakes: uint8 batches [n, 3, r, r], together as many images as there are reals.
 
         Returns:
-            `swd`, `swd_<r>` for each level, `coverage` and `nearest`; the same for the same images.
+            `swd`, `swd_<r>` for each level, `frechet_8`, `coverage` and `nearest`; the same for the same images.
 
         Raises:
             ValueError: the images differ in number or size from the reals.
@@ -85,9 +90,17 @@ class Quality:
         return {
             "swd": sum(levels.values()) / len(levels),
             **{f"swd_{r}": value for r, value in levels.items()},
+            "frechet_8": self._frechet(coarse),
             "coverage": float((distances.min(dim=0).values < self._radii).float().mean()),
             "nearest": float(distances.min(dim=1).values.median() / self._nearest.clamp_min(1e-8)),
         }
+
+    def _frechet(self, coarse: Tensor) -> float:
+        mean, covariance = _moments(coarse)
+        # The root of the product of both has this one's eigenvalues, which are real.
+        product = torch.linalg.eigvalsh(self._root @ covariance @ self._root)
+        spread = (self._covariance + covariance).trace() - 2 * product.clamp_min(0).sqrt().sum()
+        return max(0.0, float((mean - self._mean).square().sum() + spread))
 
     def _project(self, patches: dict[int, Tensor]) -> dict[int, Tensor]:
         """Sorted projections [directions, patches] of each level's patches."""
@@ -133,6 +146,19 @@ def generated_images(generator: Generator, count: int, batch: int) -> Iterator[T
     latents = torch.from_numpy(_random(0).standard_normal((count, generator.z_dim))).float()
     for z in latents.split(batch):
         yield to_uint8(generator(z.to(device), noise_mode="const")).cpu()
+
+
+def _moments(coarse: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [192] and covariance [192, 192] (float64) of images [N, 768], at 8×8 pixels."""
+    pixels = F.adaptive_avg_pool2d(coarse.unflatten(1, (3, COARSEST, COARSEST)), _FRECHET)
+    flat = pixels.flatten(1).double()
+    return flat.mean(dim=0), torch.cov(flat.T)
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """The symmetric square root of a covariance."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
 
 def _random(seed: int) -> np.random.RandomState:

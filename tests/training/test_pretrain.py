@@ -302,7 +302,7 @@ def test_measuring_at_snapshots_leaves_the_run_as_it_was(tmp_path, images):
         assert torch.equal(tensor, expected[name]), name
     entries = [e for e in RunFolder(measured.parent).metrics() if "swd" in e]
     assert [entry["step"] for entry in entries] == [32, 64]
-    assert entries[0].keys() == {"step", "swd", "swd_16", "coverage", "nearest"}
+    assert entries[0].keys() == {"step", "swd", "swd_16", "frechet_8", "coverage", "nearest"}
     assert seen == [measured.parent] * 2
 
 

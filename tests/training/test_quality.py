@@ -1,13 +1,12 @@
 """Measures of generated images: they tell what is wrong, agree with themselves and leave a run as it was."""
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gpseg.data import draw_face
+from benchmarks.quality import DAMAGES, blurred, noisy, repeated, shuffled, tinted
+from benchmarks.quality import faces as drawn_faces
 from gpseg.models.stylegan2 import NetworkConfig
 from gpseg.training.quality import FEWEST_IMAGES, Quality, generated_images, real_images
 
@@ -16,7 +15,7 @@ COUNT, SIDE = 400, 32
 
 @pytest.fixture(scope="module")
 def faces() -> Tensor:
-    return torch.stack([draw_face(0, index, SIDE)[0] for index in range(2 * COUNT)])
+    return drawn_faces(0, 2 * COUNT, SIDE)
 
 
 @pytest.fixture(scope="module")
@@ -29,59 +28,14 @@ def others(faces) -> Tensor:
     return faces[COUNT:]
 
 
-def blurred(images: Tensor, sigma: float) -> Tensor:
-    taps = torch.exp(-(torch.arange(-4.0, 5.0) ** 2) / (2 * sigma**2))
-    kernel = (taps[:, None] * taps / taps.sum() ** 2).expand(3, 1, 9, 9)
-    padded = F.pad(images.float(), (4, 4, 4, 4), mode="replicate")
-    return F.conv2d(padded, kernel, groups=3).round().byte()
-
-
-def noisy(images: Tensor, deviation: float) -> Tensor:
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    return (images + deviation * noise).round().clamp(0, 255).byte()
-
-
-def tinted(images: Tensor, amount: float) -> Tensor:
-    tint = torch.tensor([amount, 0.0, -amount]).view(1, 3, 1, 1)
-    return (images + tint).clamp(0, 255).byte()
-
-
-def shuffled(images: Tensor, block: int) -> Tensor:
-    columns = images.unfold(2, block, block).unfold(3, block, block)
-    order = torch.randperm(columns.shape[2] ** 2, generator=torch.Generator().manual_seed(0))
-    blocks = columns.flatten(2, 3)[:, :, order].unflatten(2, columns.shape[2:4])
-    return blocks.transpose(3, 4).reshape(images.shape)
-
-
-def repeated(images: Tensor, count: int) -> Tensor:
-    return images[:count].repeat(math.ceil(len(images) / count), 1, 1, 1)[: len(images)]
-
-
 def swd(quality: Quality, images: Tensor) -> float:
     return quality.measure(images.split(50))["swd"]
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda x: blurred(x, 0.7),
-        lambda x: noisy(x, 20),
-        lambda x: tinted(x, 30),
-        lambda x: (127.5 + 0.7 * (x - 127.5)).byte(),
-        lambda x: shuffled(x, 1),
-        lambda x: shuffled(x, SIDE // 2),
-        lambda x: torch.cat([x[:, :, : SIDE // 2], x.roll(1, 0)[:, :, SIDE // 2 :]], dim=2),
-        lambda x: repeated(x, 1),
-        lambda x: repeated(x, 5),
-        lambda x: torch.cat([x[: COUNT // 2], noisy(x, 40)[COUNT // 2 :]]),
-    ],
-    ids=[
-        "blur", "noise", "colour", "contrast", "pixels shuffled", "quarters shuffled",
-        "halves of two", "one image", "five images", "half of them noise",
-    ],
-)  # fmt: skip
-def test_damage_is_farther_from_real_images_than_other_real_images(quality, others, damage):
-    assert swd(quality, damage(others)) > 1.5 * swd(quality, others)
+@pytest.mark.parametrize("name", [*DAMAGES][1:])
+def test_damage_shows(quality, others, name):
+    real, damaged = quality.measure([others]), quality.measure([DAMAGES[name](others)])
+    assert any(damaged[name] > 1.5 * real[name] for name in ("swd_32", "swd_16", "frechet_8"))
 
 
 @pytest.mark.parametrize(
@@ -99,6 +53,29 @@ def test_more_damage_is_farther(quality, others, worse):
     assert distances == sorted(distances)
 
 
+def test_frechet_8_sees_layout_colour_and_variety(quality, others):
+    real = quality.measure([others])["frechet_8"]
+    damaged = [
+        shuffled(others, SIDE // 2),
+        others.roll(SIDE // 4, 3),
+        tinted(others, 30),
+        repeated(others, 20),
+    ]
+    for images in damaged:
+        assert quality.measure([images])["frechet_8"] > 2 * real
+
+
+def test_frechet_8_is_the_distance_of_two_normal_distributions(faces, quality, others):
+    def moments(images):
+        pixels = F.adaptive_avg_pool2d(images.double() / 127.5 - 1, 8).flatten(1)
+        return pixels.mean(dim=0), torch.cov(pixels.T)
+
+    (mean, covariance), (other_mean, other) = moments(faces[:COUNT]), moments(others)
+    root = torch.linalg.eigvals(covariance @ other).sqrt().sum().real
+    expected = (mean - other_mean).square().sum() + (covariance + other).trace() - 2 * root
+    assert quality.measure([others])["frechet_8"] == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_coverage_falls_with_variety_and_nearest_with_memorising(faces, quality, others):
     real = quality.measure([others])
     assert real["coverage"] > 0.85
@@ -111,13 +88,14 @@ def test_coverage_falls_with_variety_and_nearest_with_memorising(faces, quality,
 def test_the_reals_themselves_are_at_no_distance(faces, quality):
     values = quality.measure([faces[:COUNT]])
     assert values["swd"] == pytest.approx(0, abs=1e-3)
+    assert values["frechet_8"] == pytest.approx(0, abs=1e-3)
     assert values["nearest"] == pytest.approx(0, abs=1e-3)
     assert values["coverage"] == 1
 
 
 def test_it_does_not_depend_on_batches_and_repeats(faces, quality, others):
     values = quality.measure([others])
-    assert values.keys() == {"swd", "swd_32", "swd_16", "coverage", "nearest"}
+    assert values.keys() == {"swd", "swd_32", "swd_16", "frechet_8", "coverage", "nearest"}
     for batches in ([others], others.split(7)):
         assert quality.measure(batches) == pytest.approx(values, rel=1e-4)
     assert Quality([faces[:COUNT]]).measure([others]) == pytest.approx(values, rel=1e-4)
