@@ -12,4 +12,9 @@ The run folder gets generator.safetensors, which holds generator and discriminat
 --generator, sample grids, report.html with images and curves, and the training state for --resume."""
 
 if __name__ == "__main__":
-    run("gpseg.pretrain", PretrainConfig, partial(pretrain, after_snapshot=write_progress), DESCRIPTION)
+    run(
+        "gpseg.pretrain",
+        PretrainConfig,
+        partial(pretrain, after_snapshot=write_progress),
+        DESCRIPTION,
+    )

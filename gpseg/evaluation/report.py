@@ -25,7 +25,7 @@ _LARGEST = 320  # pixels; larger pictures are shrunk, or a report of 1024 px ima
 _LARGEST_GRID = 1024
 _SMALLEST = 160  # pixels; smaller pictures are shown enlarged, their pixels square
 _LINES = ("#3257a8", "#c8553d", "#3c8d5f", "#8a5aa8", "#b8862b", "#4a9db0", "#8c8c8c", "#c05a8c")
-_NO_CURVES = ("step", "s_per_step", "memory_gib")
+_NO_CURVES = ("step", "s_per_step", "s_per_kimg", "memory_gib")
 
 
 @dataclass(frozen=True)
