@@ -36,7 +36,7 @@ format: $(VENV)/.built
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 # The venv first, then torch alone (an extension must be built against the torch it will run with), then
-# nvcc where there is none, then gpseg.
+# nvcc where there is none, then gpseg; torch is named again so that torchvision is chosen to fit it.
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)" numpy ninja setuptools wheel
@@ -47,7 +47,7 @@ $(VENV)/.nvcc: $(VENV)/.torch cuda_toolkit.py requirements-nvcc.txt
 	touch $@
 
 $(VENV)/.built: $(VENV)/.nvcc $(SOURCES)
-	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,lint]"
+	$(BIN)/pip install --quiet --no-build-isolation "$(TORCH)" --editable ".[test,lint]"
 	touch $@
 
 # It asks for Python 3.12 and runs from 3.11 on; what it needs, torch and the tests bring.

@@ -29,6 +29,7 @@ LAYERS = (
         "gpseg.predict",
         "gpseg.evaluate",
         "gpseg.convert",
+        "gpseg.generate",
     },
     {"gpseg.selftest"},
 )

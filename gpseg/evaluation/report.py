@@ -22,9 +22,10 @@ from gpseg.data import Classes
 from gpseg.evaluation.metrics import Score, percent
 
 _LARGEST = 320  # pixels; larger pictures are shrunk, or a report of 1024 px images has 50 MB
+_LARGEST_GRID = 1024
 _SMALLEST = 160  # pixels; smaller pictures are shown enlarged, their pixels square
 _LINES = ("#3257a8", "#c8553d", "#3c8d5f", "#8a5aa8", "#b8862b", "#4a9db0", "#8c8c8c", "#c05a8c")
-_NO_CURVES = ("step", "s_per_step", "memory_gib")
+_NO_CURVES = ("step", "s_per_step", "s_per_kimg", "memory_gib")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ class Report:
     Args:
         title: the heading.
         lead: a sentence under it.
-        classes: the part classes.
+        classes: the part classes; None where there are no scores.
+        grids: pictures of many images, uint8 [3, H, W], with what they show.
+        history: the same images as training went on, uint8 [3, H, W], with when.
         scores: test scores by name: read-outs, floor, rivals.
         chosen: the name in `scores` that counts.
         floor: the name in `scores` that it is held against.
@@ -59,13 +62,16 @@ class Report:
         legend: colours (0..255) of the examples' pictures, by what they mean.
         ramp: the target T_a of one image, uint8 [3, r, r], with its a.
         curves: entries of metrics.jsonl.
+        step: what an entry's step is divided by, and what that is called.
         config: the run's options; nested ones are shown with dots.
         notes: sentences that the reader should not miss.
     """
 
     title: str
     lead: str
-    classes: Classes
+    classes: Classes | None = None
+    grids: Sequence[tuple[str, Tensor]] = ()
+    history: Sequence[tuple[str, Tensor]] = ()
     scores: Mapping[str, Score] = field(default_factory=dict)
     chosen: str | None = None
     floor: str | None = None
@@ -73,6 +79,7 @@ class Report:
     legend: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     ramp: Sequence[tuple[float, Tensor]] = ()
     curves: Sequence[Mapping[str, float]] = ()
+    step: tuple[float, str] = (1, "step")
     config: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
@@ -98,6 +105,7 @@ def _render(report: Report) -> str:
     )
     environment.filters["percent"] = percent
     environment.filters["picture"] = _picture
+    environment.filters["grid"] = _grid
     environment.filters["signed"] = _signed
     source = resources.files("gpseg.evaluation").joinpath("report.html").read_text("utf-8")
     chosen = report.scores[report.chosen] if report.chosen else None
@@ -109,7 +117,7 @@ def _render(report: Report) -> str:
         others=[name for name in report.scores if name not in (report.chosen, report.floor)],
         ranking=sorted(report.scores.items(), key=lambda item: -item[1].miou),
         columns=list(report.examples[0].pictures) if report.examples else [],
-        curves=[(title, _png(figure)) for title, figure in _curves(report.curves)],
+        curves=[(title, _png(figure)) for title, figure in _curves(report)],
         config=list(_flat(report.config)),
     )
 
@@ -127,12 +135,17 @@ class _Picture:
     pixelated: bool
 
 
-def _picture(pixels: Tensor) -> _Picture:
+def _grid(pixels: Tensor) -> _Picture:
+    """Embed a picture of many images, uint8 [3, H, W]."""
+    return _picture(pixels, _LARGEST_GRID)
+
+
+def _picture(pixels: Tensor, at_most: int = _LARGEST) -> _Picture:
     """Embed a picture, uint8 [3, H, W]."""
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
     largest = max(image.size)
-    if largest > _LARGEST:
-        image = image.reduce(-(-largest // _LARGEST))
+    if largest > at_most:
+        image = image.reduce(-(-largest // at_most))
     stream = io.BytesIO()
     image.save(stream, format="PNG", optimize=True)
     return _Picture(_data_url(stream.getvalue()), pixelated=largest < _SMALLEST)
@@ -142,30 +155,49 @@ def _data_url(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
 
 
-def _curves(entries: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, Figure]]:
-    """Plot losses, the ramp and validation scores, each kind for itself."""
-    names = list(dict.fromkeys(name for entry in entries for name in entry))
-    scores = [name for name in names if name.startswith("val_")]
-    losses = [name for name in names if name not in (*scores, *_NO_CURVES, "a")]
-    if losses:
-        yield "Losses", _plot(entries, losses, "loss", logarithmic=True)
-    if "a" in names:
-        yield "Ramp a, share of the part map", _plot(entries, ["a"], "a")
-    if scores:
-        yield "Validation mIoU", _plot(entries, scores, "mIoU, %", scale=100)
+@dataclass(frozen=True)
+class _Plot:
+    title: str
+    label: str
+    names: tuple[str, ...]
+    scale: float = 1
+    logarithmic: bool = False
+
+    def holds(self, name: str) -> bool:
+        """Whether a name, or what it starts with, is listed."""
+        return any(name == own or name.startswith(f"{own}_") for own in self.names)
 
 
-def _plot(
-    entries: Sequence[Mapping[str, float]],
-    names: Sequence[str],
-    label: str,
-    scale: float = 1,
-    logarithmic: bool = False,
-) -> Figure:
+_PLOTS = (
+    _Plot("Sliced Wasserstein distance to real images, x1000", "swd", ("swd",), logarithmic=True),
+    _Plot("Fréchet distance at 8 x 8 pixels", "frechet_8", ("frechet_8",), logarithmic=True),
+    _Plot("Coverage, and distance of nearest images", "1 as real images", ("coverage", "nearest")),
+    _Plot("Mean sign of the discriminator's logits", "sign", ("sign",)),
+    _Plot("Ramp a, share of the part map", "a", ("a",)),
+    _Plot("Validation mIoU", "mIoU, %", ("val",), scale=100),
+)
+
+
+def _curves(report: Report) -> Iterator[tuple[str, Figure]]:
+    """Plot what was logged, each kind for itself; what is of no kind is a loss."""
+    logged = dict.fromkeys(name for entry in report.curves for name in entry)
+    names = [name for name in logged if name not in _NO_CURVES]
+    losses = tuple(name for name in names if not any(plot.holds(name) for plot in _PLOTS))
+    for plot in (_Plot("Losses", "loss", losses, logarithmic=True), *_PLOTS):
+        shown = [name for name in names if plot.holds(name)]
+        if shown:
+            yield plot.title, _plot(report, shown, plot)
+
+
+def _plot(report: Report, names: Sequence[str], plot: _Plot) -> Figure:
+    entries = report.curves
+    unit, unit_name = report.step
     figure = Figure(figsize=(5.2, 3.2), layout="constrained")
     axes = figure.subplots()
     for index, name in enumerate(names):
-        points = [(entry["step"], scale * entry[name]) for entry in entries if name in entry]
+        points = [
+            (entry["step"] / unit, plot.scale * entry[name]) for entry in entries if name in entry
+        ]
         steps, values = zip(*points, strict=True)
         axes.plot(
             steps,
@@ -177,10 +209,11 @@ def _plot(
             linewidth=1.5,
             label=name.removeprefix("val_"),
         )
-    if logarithmic and all(entry[name] > 0 for entry in entries for name in names if name in entry):
+    positive = all(entry[name] > 0 for entry in entries for name in names if name in entry)
+    if plot.logarithmic and positive:
         axes.set_yscale("log")
-    axes.set_xlabel("step")
-    axes.set_ylabel(label)
+    axes.set_xlabel(unit_name)
+    axes.set_ylabel(plot.label)
     axes.grid(color="#e4e4df", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     if len(names) > 1:

@@ -17,6 +17,7 @@ from gpseg.data import PartFolder, UnlabelledImages
 from gpseg.errors import InputError
 from gpseg.evaluation.metrics import majority_score, percent, score
 from gpseg.evaluation.pictures import training_report
+from gpseg.evaluation.progress import write_progress
 from gpseg.evaluation.report import write_report
 from gpseg.evaluation.results import BATCH, Held, Result, load_held, readout_scores
 from gpseg.evaluation.rivals import train_unet
@@ -259,7 +260,8 @@ def _pretrained(config: TrainConfig, parts: PartFolder) -> Path:
         return finished
     log.info("%s: no --generator given, pre-training one first; it is kept for later runs", out)
     # every image that may be seen in training; what is held out stays unseen
-    return pretrain(options, UnlabelledImages(parts.seen_in_training, resolution))
+    images = UnlabelledImages(parts.seen_in_training, resolution)
+    return pretrain(options, images, write_progress)
 
 
 def _images_seen(path: Path) -> int:

@@ -6,6 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from gpseg.models.segmenter import to_uint8
 from gpseg.training import distributed
 from gpseg.training.device import choose_device
 from gpseg.training.pretrain_config import PretrainConfig
+from gpseg.training.quality import FEWEST_IMAGES, Quality, generated_images, real_images
 from gpseg.training.run_folder import Interrupted, RunFolder, stop_requests
 from gpseg.training.steps import Means, check_finite, check_state, short_collections
 from gpseg.training.trainer import GRID, Trainer
@@ -41,16 +43,22 @@ _MAY_CHANGE = (
     "checkpointing",
     "log_kimg",
     "snapshot_kimg",
+    "metric_images",
     "rank_timeout",
 )
 
 
-def pretrain(config: PretrainConfig, images: Tensor | data.UnlabelledImages | None = None) -> Path:
+def pretrain(
+    config: PretrainConfig,
+    images: Tensor | data.UnlabelledImages | None = None,
+    after_snapshot: Callable[[RunFolder], object] = lambda folder: None,
+) -> Path:
     """Train a generator and its discriminator.
 
     Args:
         config: the options.
         images: uint8 [N, 3, r, r], to train on in place of those under `config.data`.
+        after_snapshot: called by the first process whenever a snapshot is complete.
 
     Returns:
         The checkpoint (`models.checkpoint.load_generator` reads it).
@@ -99,8 +107,10 @@ def pretrain(config: PretrainConfig, images: Tensor | data.UnlabelledImages | No
                 log.info("%s", transfer(config.transfer, trainer))
             ranks.check_equal(trainer.networks(), "networks")
             _say(trainer, folder, len(images), state is not None)
-            _train(trainer, images, folder, stop_requested)
-            return _snapshot(trainer, folder)
+            quality = _quality(images, config.metric_images) if ranks.first else None
+            snapshot = partial(_snapshot, trainer, folder, quality, after_snapshot)
+            _train(trainer, images, folder, stop_requested, snapshot)
+            return snapshot()
 
 
 def _drawn(resolution: int) -> Path:
@@ -129,6 +139,7 @@ def _train(
     images: Tensor | data.UnlabelledImages,
     folder: RunFolder,
     stop_requested: Callable[[], bool],
+    snapshot: Callable[[], Path],
 ) -> None:
     config, ranks = trainer.config, trainer.ranks
     total = round(config.kimg * 1000)
@@ -167,7 +178,7 @@ def _train(
                 _save_state(trainer, folder)
                 raise Interrupted(folder.path)
             if trainer.seen >= next_snapshot and trainer.seen < total:
-                _snapshot(trainer, folder)
+                snapshot()
             next_log = _after(trainer.seen, log_every)
             next_snapshot = _after(trainer.seen, snapshot_every)
             started, begun_at = time.monotonic(), trainer.seen
@@ -186,7 +197,19 @@ def _save_state(trainer: Trainer, folder: RunFolder) -> None:
     trainer.ranks.wait()
 
 
-def _snapshot(trainer: Trainer, folder: RunFolder) -> Path:
+def _quality(images: Tensor | data.UnlabelledImages, count: int) -> Quality | None:
+    """What to measure generated images with; None if that is not wanted, or there are too few real ones."""
+    if min(count, len(images)) < FEWEST_IMAGES:
+        return None
+    return Quality(real_images(images, count))
+
+
+def _snapshot(
+    trainer: Trainer,
+    folder: RunFolder,
+    quality: Quality | None,
+    after_snapshot: Callable[[RunFolder], object],
+) -> Path:
     check_state(trainer.state_dict(), folder, _NAN_REMEDY)
     path = folder.path / "generator.safetensors"
     if trainer.ranks.first:
@@ -194,21 +217,41 @@ def _snapshot(trainer: Trainer, folder: RunFolder) -> Path:
             folder.write_image(f"psi{psi}", image_grid(trainer.samples(psi)), trainer.seen)
         extra = {"images_seen": trainer.seen, "r1_gamma": trainer.recipe.r1_gamma}
         save_generator(path, trainer.generator_ema, trainer.discriminator, trainer.network, extra)
+        if quality is not None:
+            _measure(trainer, folder, quality)
     _save_state(trainer, folder)
+    if trainer.ranks.first:
+        after_snapshot(folder)
     return path
 
 
-def image_grid(images: Tensor) -> Tensor:
-    """Tile images into one picture, `GRID` a row.
+def _measure(trainer: Trainer, folder: RunFolder, quality: Quality) -> None:
+    started = time.monotonic()
+    fakes = generated_images(trainer.generator_ema, quality.count, trainer.recipe.batch)
+    values = quality.measure(fakes)
+    folder.log(trainer.seen, values)
+    shown = "  ".join(f"{name} {value:.3g}" for name, value in values.items())
+    log.info(
+        "%.1f kimg  %s  (%d images, %.1f s)",
+        trainer.seen / 1000,
+        shown,
+        quality.count,
+        time.monotonic() - started,
+    )
+
+
+def image_grid(images: Tensor, columns: int = GRID) -> Tensor:
+    """Tile images into one picture.
 
     Args:
         images: [N, 3, h, w], −1 … 1.
+        columns: images a row, if there are that many.
 
     Returns:
         uint8 [3, rows·h, columns·w].
     """
     n, c, h, w = images.shape
-    columns = min(GRID, n)
+    columns = min(columns, n)
     rows = -(-n // columns)
     pixels = to_uint8(images)
     canvas = pixels.new_zeros(rows * columns, c, h, w)

@@ -12,6 +12,7 @@ from gpseg.models.checkpoint import load_generator
 from gpseg.models.stylegan2 import MAX_RESOLUTION, MIN_RESOLUTION, NetworkConfig
 from gpseg.training import distributed
 from gpseg.training.device import AnyPrecision, choose_device
+from gpseg.training.quality import FEWEST_IMAGES, MOST_IMAGES
 
 MBSTD_GROUP = 4
 FP16_CLAMP = 256.0
@@ -183,6 +184,9 @@ class PretrainConfig:
     """Thousands of images from one log entry to the next."""
     snapshot_kimg: float = 10.0
     """Thousands of images from one snapshot (sample grids, generator.safetensors, state) to the next."""
+    metric_images: int = 2000
+    """Real and generated images compared at each snapshot (swd, frechet_8, coverage, nearest: docs/pretraining.md), at most 10000;
+    0: don't."""
     rank_timeout: float = distributed.TIMEOUT
     """Under torchrun: seconds that a process waits within a step for the others before it gives them up."""
 
@@ -279,6 +283,10 @@ class PretrainConfig:
         if recipe.channel_base < recipe.resolution:
             raise InputError(
                 f"--channel-base {recipe.channel_base}: give at least the resolution, {recipe.resolution}"
+            )
+        if self.metric_images and not FEWEST_IMAGES <= self.metric_images <= MOST_IMAGES:
+            raise InputError(
+                f"--metric-images {self.metric_images}: give 0 or {FEWEST_IMAGES} to {MOST_IMAGES}"
             )
         if not -1 <= self.ada_target <= 1:
             raise InputError(f"--ada-target {self.ada_target}: give a mean of signs, -1 to 1")

@@ -36,6 +36,7 @@ SMALL = {
     "device": "cpu",
     "log_kimg": 0.016,
     "snapshot_kimg": 0.032,
+    "metric_images": 0,
 }
 
 
@@ -323,3 +324,25 @@ def test_data_that_is_not_there_is_one_line(tmp_path):
     assert run.communicate(timeout=60)[0] == "error: nowhere.zip does not exist; check the path\n"
     assert run.returncode == 2
     assert not (tmp_path / "run").exists()
+
+
+def test_measuring_at_snapshots_leaves_the_run_as_it_was(tmp_path, images):
+    seen = []
+    plain = pretrain(config(tmp_path / "a", 0.064), images)
+    measured = pretrain(
+        config(tmp_path / "b", 0.064, metric_images=2000),
+        images,
+        after_snapshot=lambda folder: seen.append(folder.path),
+    )
+    expected = weights(plain)
+    for name, tensor in weights(measured).items():
+        assert torch.equal(tensor, expected[name]), name
+    entries = [e for e in RunFolder(measured.parent).metrics() if "swd" in e]
+    assert [entry["step"] for entry in entries] == [32, 64]
+    assert entries[0].keys() == {"step", "swd", "swd_16", "frechet_8", "coverage", "nearest"}
+    assert seen == [measured.parent] * 2
+
+
+def test_too_few_images_to_measure_with_are_left_unmeasured(tmp_path, images):
+    path = pretrain(config(tmp_path, 0.008, metric_images=2000), images[:5])
+    assert not any("swd" in entry for entry in RunFolder(path.parent).metrics())
