@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from gpseg.evaluation.report import Report, write_report
-from gpseg.training.trainer import GRID
 from gpseg.training.run_folder import RunFolder
+from gpseg.training.trainer import GRID
 
 _HISTORY = 6  # snapshots shown of the run, the first and the last among them
 _TITLES = {
