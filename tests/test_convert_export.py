@@ -128,3 +128,23 @@ def test_without_onnx(gpseg_convert: Call, monkeypatch: pytest.MonkeyPatch) -> N
     assert code == 2
     assert len(lines) == 1
     assert "pip install gpseg[onnx]" in lines[0]
+
+
+def test_a_checkpoint_in_float16_is_half_the_size_and_nearly_the_same(
+    folder: Path, gpseg_convert: Call
+) -> None:
+    source = folder / "generator.safetensors"
+    assert gpseg_convert("generator.safetensors", "half.safetensors")[0] == 0
+    half = folder / "half.safetensors"
+    saved = source.stat().st_size - half.stat().st_size
+    wanted, judge, network, about = load_generator(source)
+    numbers = sum(t.numel() for m in (wanted, judge) for t in m.state_dict().values())
+    assert saved > 1.9 * numbers  # bytes
+    found, same_judge, same_network, same_about = load_generator(half)
+    assert (same_network, same_about) == (network, about)
+    z = torch.randn(3, network.z_dim)
+    with torch.no_grad():
+        images = wanted(z, noise_mode="const")
+        torch.testing.assert_close(found(z, noise_mode="const"), images, rtol=0, atol=0.02)
+        torch.testing.assert_close(same_judge(images), judge(images), rtol=0, atol=0.05)
+    assert found.synthesis.block(8).conv1.weight.dtype == torch.float32

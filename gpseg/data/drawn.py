@@ -886,7 +886,9 @@ def write_drawn(
 def _write_faces(root: Path, resolution: int, labelled: int, unlabelled: int, seed: int) -> None:
     for name in ("images", "masks", "unlabelled"):
         (root / name).mkdir()
-    for index in tqdm(range(labelled + unlabelled), desc="drawing faces", unit="img"):
+    for index in tqdm(
+        range(labelled + unlabelled), desc="drawing faces", unit="img", mininterval=1.0
+    ):
         image, mask = draw_face(seed, index, resolution)
         has_mask = index < labelled
         folder = root / ("images" if has_mask else "unlabelled")

@@ -1,6 +1,7 @@
 """Pre-training end to end, at a size that takes seconds."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from gpseg.data import packed
 from gpseg.errors import InputError, RunError
 from gpseg.models.checkpoint import load_generator
 from gpseg.training import losses
+from gpseg.training import pretrain as loop
 from gpseg.training import trainer as module
 from gpseg.training.pretrain import image_grid, pretrain
 from gpseg.training.pretrain_config import PretrainConfig
@@ -346,3 +348,14 @@ def test_measuring_at_snapshots_leaves_the_run_as_it_was(tmp_path, images):
 def test_too_few_images_to_measure_with_are_left_unmeasured(tmp_path, images):
     path = pretrain(config(tmp_path, 0.008, metric_images=2000), images[:5])
     assert not any("swd" in entry for entry in RunFolder(path.parent).metrics())
+
+
+def test_without_data_it_draws_its_own_images(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loop, "DRAWN_IMAGES", 5)
+    settings = dataclasses.replace(config(tmp_path, 0.008), data=None)
+    assert pretrain(settings).exists()
+    drawn = tmp_path / "runs" / "drawn-16-pretraining"
+    assert len(list((drawn / "unlabelled").iterdir())) == 5
+    # not the faces that gpseg.train labels and tests on
+    assert json.loads((drawn / "drawn.json").read_text())["seed"] != 0
