@@ -386,6 +386,21 @@ void squared_norms_op(const Tensor& weight, const Tensor& w2) {
        result("w2", w2, accumulate(dtype), out_c * in_c)});
 }
 
+void few_outputs_gradients_op(const Tensor& dc, const Tensor& x, const Tensor& weights,
+                              const Tensor& dx, const Tensor& products) {
+  const DType dtype = dtype_of(x);
+  const Images in = images_of(x), out = images_of(dc);
+  STD_TORCH_CHECK(in.channels_last == out.channels_last || out.c == 1 || in.hw == 1,
+                  "gpseg: dc and x in one memory order expected");
+  STD_TORCH_CHECK(in.n == out.n && in.hw == out.hw && out.c >= 1 && out.c <= kFewOutputs,
+                  "gpseg: dc [N, 1 to 4, H, W] expected, of x's samples and pixels");
+  const int64_t sums = in.n * out.c * in.c;
+  few_outputs_gradients(
+      {dtype, in.n, out.c, in.c, in.hw, in.channels_last, memory("dc", dc, dtype, out.size()),
+       memory("x", x, dtype, in.size()), memory("weights", weights, accumulate(dtype), sums),
+       result("dx", dx, dtype, in.size()), result("products", products, accumulate(dtype), sums)});
+}
+
 void winograd_conv_op(const Tensor& x, const Tensor& weight, const OptionalTensor& style,
                       int64_t stride, const std::vector<int64_t>& padding, bool transposed,
                       const OptionalTensor& d, const OptionalTensor& noise,
@@ -458,6 +473,10 @@ GPSEG_DEFINE(GPSEG_LIBRARY, m) {
   m.def("change_layout(Tensor x, Tensor(a!) y) -> ()");
   m.def("squared_norms(Tensor weight, Tensor(a!) w2) -> ()");
   m.def(
+      "few_outputs_gradients(Tensor dc, Tensor x, Tensor weights, Tensor(a!) dx, Tensor(b!) "
+      "products) "
+      "-> ()");
+  m.def(
       "winograd_conv(Tensor x, Tensor weight, Tensor? style, int stride, int[] padding, bool "
       "transposed, Tensor? d, Tensor? noise, Tensor? bias, " GPSEG_ACTIVATION
       ", Tensor(a!) y, Tensor(b!)? c, Tensor? factor, Tensor(c!)? product) -> ()");
@@ -484,6 +503,7 @@ GPSEG_IMPLEMENT(GPSEG_LIBRARY, GPSEG_DISPATCH_KEY, m) {
 #else
   m.impl("change_layout", TORCH_BOX(&gpseg::change_layout_op));
   m.impl("squared_norms", TORCH_BOX(&gpseg::squared_norms_op));
+  m.impl("few_outputs_gradients", TORCH_BOX(&gpseg::few_outputs_gradients_op));
   m.impl("winograd_conv", TORCH_BOX(&gpseg::winograd_conv_op));
   m.impl("winograd_weight_grad", TORCH_BOX(&gpseg::winograd_weight_grad_op));
 #endif

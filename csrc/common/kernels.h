@@ -115,6 +115,22 @@ struct SquaredNorms {
   void* w2;
 };
 
+// At most so many outputs of a 1 x 1 convolution are few.
+constexpr int64_t kFewOutputs = 4;
+
+// Gradients of c[n, o] = sum over i of weights[n, o, i] * x[n, i], pixel by pixel: dx, and
+// products[n, o, i] = sum over the pixels of dc[n, o] * x[n, i].
+struct FewOutputs {
+  DType dtype;  // of dc, x and dx; weights and products are in the accumulation type
+  int64_t n, out_c, in_c, hw;
+  bool channels_last;
+  const void* dc;
+  const void* x;
+  const void* weights;
+  void* dx;
+  void* products;
+};
+
 // What a convolution with 3 x 3 taps takes: style * x. Float32, or bfloat16 without resampling;
 // channels last, their numbers multiples of kWinogradChannels.
 struct WinogradInput {
@@ -161,6 +177,8 @@ void upfirdn2d(const Upfirdn2d& p);
 void change_layout(const LayoutChange& p);
 
 void squared_norms(const SquaredNorms& p);
+
+void few_outputs_gradients(const FewOutputs& p);
 
 void winograd_conv(const WinogradConv& p);
 void winograd_weight_grad(const WinogradWeightGrad& p);

@@ -218,7 +218,7 @@ class CompiledBackend:
         """Whether there is a fused kernel: channels_last half types, channels in eights, at most 3×3; not for weights."""
         return (
             self._on_gpu
-            and direction != "weight_grad"
+            and direction in ("forward", "input_grad")
             and x.dtype in (torch.float16, torch.bfloat16)
             and memory_format_of(x) == torch.channels_last
             and x.data_ptr() % _ALIGNMENT == 0

@@ -14,7 +14,7 @@ from gpseg.backends.resampling import Convolution, Padding
 Pair = tuple[int, int]
 """(x, y)."""
 
-DIRECTIONS = ("forward", "input_grad", "weight_grad")
+DIRECTIONS = ("forward", "input_grad", "weight_grad", "gradients")
 """What a convolution is computed for: its result, its gradient with respect to its input, and to its weight."""
 
 
@@ -198,3 +198,8 @@ class Backend(Protocol):
         self, dc: Tensor, w_size: Sequence[int], conv: Convolution, x: Tensor, s: Tensor
     ) -> Tensor:
         """Gradient of c = conv2d(s · x, w) with respect to w, of the given size, in one kernel; conv is the forward's."""
+
+    def fused_conv_gradients(
+        self, dc: Tensor, w: Tensor, conv: Convolution, x: Tensor, s: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients (dx, ds, dw) of c = conv2d(s · x, w), all in one kernel: in the direction "gradients"."""

@@ -45,6 +45,9 @@ _LEAST_CHANNELS_IN_NCHW = 32
 _FEW = 4
 """1×1 convolutions with so many times fewer outputs than inputs, as ToRGB, are products with a weight for each sample."""
 
+_FEW_OUTPUTS = 4
+"""csrc/common/kernels.h: of how many a kernel takes both gradients at once."""
+
 POOLED_BYTES = 4 << 20
 """Results of this size and above are taken from a pool of freed ones, `csrc/cpu/pool.h`: malloc maps memory of
 that size afresh, or gives it back when it is freed, and page faults then cost several times the kernel."""
@@ -163,6 +166,8 @@ class CppBackend(CompiledBackend):
 
     def fuses(self, x: Tensor, w: Tensor, conv: Convolution, direction: str) -> bool:
         """Whether a convolution of its own serves."""
+        if direction == "gradients":
+            return _makes_few(x, w, conv) and w.shape[0] <= _FEW_OUTPUTS
         if _makes_few(x, w, conv):
             return True
         stride = [conv.stride] * 2
@@ -264,6 +269,20 @@ class CppBackend(CompiledBackend):
         if conv.transposed:
             return self._weight_grad(dc, None, x, s, conv, w_size)
         return self._weight_grad(x, s, dc, None, conv, w_size)
+
+    def fused_conv_gradients(
+        self, dc: Tensor, w: Tensor, conv: Convolution, x: Tensor, s: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients (dx, ds, dw) of c = conv2d(s · x, w) with few outputs, in one sweep over x."""
+        sums = accumulate_dtype(x.dtype)
+        weight, styles = w.flatten(1).to(sums), s[:, None, :].to(sums)
+        dx = self._empty(x, x.shape)
+        products = torch.empty(x.shape[0], *weight.shape, dtype=sums)
+        self._kernels.few_outputs_gradients.default(
+            in_layout_of(dc, x), in_layout_of(x, x), weight * styles, dx, products
+        )
+        dw = (products * styles).sum(0).to(x.dtype).view(w.shape)
+        return dx, (products * weight).sum(1).to(s.dtype), dw
 
     def _winograd(
         self,

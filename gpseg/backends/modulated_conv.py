@@ -228,11 +228,17 @@ def backward(
         if plan.after is not None:
             u_size = _convolution_input_size(x.shape, plan, f)
             dc = _filter_adjoint(backend, dc, plan.after, f, convolved_size(u_size, w, plan))
-        if needs_weight:
-            dw = _weight_gradient(backend, dc, x, s, w, plan, f)
+        dw = None
+        both = needs_weight and needs_input and plan.before is None
+        if both and backend.fuses(x, w, conv, "gradients"):
+            dx, ds, dw = backend.fused_conv_gradients(dc, w, conv, x, s)
+        else:
+            if needs_weight:
+                dw = _weight_gradient(backend, dc, x, s, w, plan, f)
+            if needs_input:
+                dx, ds = _input_gradients(backend, dc, x, s, w, plan, f)
+        if dw is not None:
             dweight = oriented_weight(dw, conv.transposed, layer.flip_weight)
-        if needs_input:
-            dx, ds = _input_gradients(backend, dc, x, s, w, plan, f)
     if d is not None and w2 is not None and dd is not None:
         g = -0.5 * dd * d**3
         if ds is not None:

@@ -20,6 +20,7 @@ from torch.nn import functional
 from gpseg.backends import cpp as cpp_module
 from gpseg.backends.contract import Epilogue
 from gpseg.backends.cpp import BACKEND as cpp
+from gpseg.selftest.comparison import relative_rms
 
 if cpp.available() is not None:
     pytest.skip(str(cpp.available()), allow_module_level=True)
@@ -909,3 +910,50 @@ def test_a_result_may_take_the_place_of_what_it_is_made_of(
     y = cpp.demod_act(c, epilogue, overwrites=True)
     assert y.data_ptr() == at
     assert y.equal(wanted)
+
+
+class TestFewOutputs:
+    """Both gradients of a 1×1 convolution with few outputs, in one sweep."""
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+    @pytest.mark.parametrize("out_c", [1, 2, 3, 4])
+    @pytest.mark.parametrize("size", [(2, 16, 4, 4), (3, 37, 5, 7), (1, 33, 40, 51), (2, 64, 1, 1)])
+    def test_values(
+        self, size: tuple[int, ...], out_c: int, layout: str, dtype: torch.dtype, isa: str
+    ) -> None:
+        x = LAYOUTS[layout](sample(*size, dtype=dtype))
+        dc = LAYOUTS[layout](sample(size[0], out_c, *size[2:], dtype=dtype, seed=1))
+        sums = torch.float64 if dtype == torch.float64 else torch.float32
+        weights = sample(size[0], out_c, size[1], dtype=sums, seed=2)
+        dx = torch.empty_like(x).fill_(math.nan)
+        products = torch.full_like(weights, math.nan)
+        torch.ops.gpseg_cpp.few_outputs_gradients.default(dc, x, weights, dx, products)
+        wanted = torch.einsum("nohw,noi->nihw", dc.double(), weights.double())
+        rounding = {torch.float64: 1e-13, torch.float32: 1e-6}.get(dtype, 1e-2)
+        assert relative_rms(dx, wanted) < rounding
+        wanted = torch.einsum("nohw,nihw->noi", dc.double(), x.double())
+        assert relative_rms(products, wanted) < (1e-13 if dtype == torch.float64 else 1e-6)
+
+    def test_sums_do_not_depend_on_threads(self) -> None:
+        x, dc = sample(2, 32, 128, 128), sample(2, 3, 128, 128, seed=1)
+        weights = sample(2, 3, 32, seed=2)
+        found, before = [], torch.get_num_threads()
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            dx, products = torch.empty_like(x), torch.empty_like(weights)
+            torch.ops.gpseg_cpp.few_outputs_gradients.default(dc, x, weights, dx, products)
+            found.append((dx, products))
+        torch.set_num_threads(before)
+        assert all(a.equal(b) for pair in found[1:] for a, b in zip(pair, found[0], strict=True))
+
+    @pytest.mark.parametrize(
+        "sizes", [((2, 5, 4, 4), (2, 32, 4, 4)), ((2, 3, 4, 5), (2, 32, 4, 4))]
+    )
+    def test_what_it_does_not_take(self, sizes: tuple[tuple[int, ...], ...]) -> None:
+        dc, x = torch.ones(sizes[0]), torch.ones(sizes[1])
+        weights = torch.ones(2, sizes[0][1], 32)
+        with pytest.raises(RuntimeError, match="1 to 4"):
+            torch.ops.gpseg_cpp.few_outputs_gradients.default(
+                dc, x, weights, torch.empty_like(x), torch.empty_like(weights)
+            )

@@ -46,6 +46,7 @@ class EagerBackend:
 
     fused_conv_input_grad = fused_conv
     fused_conv_weight_grad = fused_conv
+    fused_conv_gradients = fused_conv
 
 
 BACKEND: Backend = EagerBackend()

@@ -84,7 +84,8 @@ class TritonBackend:
         x_channels, c_channels = w.shape[:2] if conv.transposed else (w.shape[1], w.shape[0])
         read = c_channels if direction == "input_grad" else x_channels
         return (
-            x.dtype in (torch.float16, torch.bfloat16, torch.float32)
+            direction != "gradients"
+            and x.dtype in (torch.float16, torch.bfloat16, torch.float32)
             and memory_format_of(x) == torch.channels_last
             and read * x.element_size() % 16 == 0
             and max(w.shape[2:]) <= 3
