@@ -59,12 +59,19 @@ def test_the_network_is_torch_fidelitys_with_the_weights_of_the_file(tmp_path, m
         torch.nn.Module, "load_state_dict", lambda self, s, **k: load(self, s, strict=bool(s))
     )
     network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            # With the constructor's own scale all features vanish.
+            torch.nn.init.kaiming_normal_(layer.weight)
     path = tmp_path / "weights.pth"
     torch.save(network.state_dict(), path)
     images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+    images[1:] //= torch.tensor([2, 8], dtype=torch.uint8).view(2, 1, 1, 1)
+    expected = network(images)[0]
+    assert expected.std(dim=0).mean() > 0.01
     found = Inception(path, CPU).features(images.split(2))
     assert found.shape == (3, 2048)
-    torch.testing.assert_close(found, network(images)[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 @installed
