@@ -172,6 +172,7 @@ _PLOTS = (
     _Plot("Sliced Wasserstein distance to real images, x1000", "swd", ("swd",), logarithmic=True),
     _Plot("Fréchet distance at 8 x 8 pixels", "frechet_8", ("frechet_8",), logarithmic=True),
     _Plot("Coverage, and distance of nearest images", "1 as real images", ("coverage", "nearest")),
+    _Plot("Probability of augmentation", "p", ("augment",)),
     _Plot("Mean sign of the discriminator's logits", "sign", ("sign",)),
     _Plot("Ramp a, share of the part map", "a", ("a",)),
     _Plot("Validation mIoU", "mIoU, %", ("val",), scale=100),
