@@ -21,7 +21,7 @@ from gpseg.evaluation.progress import write_progress
 from gpseg.evaluation.report import write_report
 from gpseg.evaluation.results import BATCH, Held, Result, load_held, readout_scores
 from gpseg.evaluation.rivals import train_unet
-from gpseg.models.checkpoint import SHIPPED_GENERATOR, load_generator
+from gpseg.models.checkpoint import load_generator
 from gpseg.models.segmenter import READOUTS, Segmenter
 from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig
 from gpseg.training import distributed
@@ -49,8 +49,8 @@ class TrainConfig:
     """Data-set folder: images/, masks/ (same stems, indexed PNG), and where present unlabelled/, classes.json,
     splits.json. Default: faces that the package draws itself, in runs/drawn-<resolution>."""
     generator: Path | None = None
-    """Checkpoint of gpseg.pretrain on the same class of images. Default: for the package's own faces of 64 px its own
-    generator; for all else one is pre-trained first, for --pretrain-kimg, and kept for the next run on the same data."""
+    """Checkpoint of gpseg.pretrain on the same class of images. Default: one is pre-trained first, for
+    --pretrain-kimg, and kept for the next run on the same data."""
     pretrain_kimg: float = 5.0
     """Length of that pre-training in thousands of images. Five are enough to try things; a good generator wants
     hundreds, see gpseg.pretrain."""
@@ -194,7 +194,7 @@ def _prepare(config: TrainConfig, device: torch.device, ranks: Ranks) -> _Job:
     parts = PartFolder.open(root, config.tuning.seed, _splits_of(config))
     stems = parts.few_shot(config.shots, config.draw)
     parts.check([*stems, *parts.splits.val, *parts.splits.test])
-    path = config.generator or _shipped(config) or _pretrained(config, parts)
+    path = config.generator or _pretrained(config, parts)
     dtype = choose_dtype(config.tuning.precision, device)
     generator, discriminator, network, _ = load_generator(path, dtype)
     resolution = network.img_resolution
@@ -228,12 +228,6 @@ def _drawn_data(config: TrainConfig) -> Path:
     root = Path("runs") / f"drawn-{resolution}"
     root.parent.mkdir(exist_ok=True)
     return data.write_drawn(root, resolution, DRAWN_LABELLED, DRAWN_UNLABELLED)
-
-
-def _shipped(config: TrainConfig) -> Path | None:
-    """The package's own generator, for the package's own faces."""
-    fits = config.data is None and config.resolution in (None, DEFAULT_RESOLUTION)
-    return SHIPPED_GENERATOR if fits else None
 
 
 def _pretrained(config: TrainConfig, parts: PartFolder) -> Path:
