@@ -14,6 +14,22 @@ struct Exponential {
   A expm1;
 };
 
+#if defined(__CUDACC__)
+
+// Sum of r^k / (first * (first + 1) * ... ), the product of k factors, over k = 0..terms-1. Two
+// operations a term more than below, but fewer registers for constants, which count for more on a
+// GPU.
+template <int first, int terms, class A>
+GPSEG_INLINE A factorial_series(A r) {
+  if constexpr (terms == 1) {
+    return A(1);
+  } else {
+    return A(1) + r * (A(1) / A(first)) * factorial_series<first + 1, terms - 1>(r);
+  }
+}
+
+#else
+
 // 1 / (first * (first + 1) * ... ), of so many factors.
 constexpr double inverse_product(int first, int factors) {
   double product = 1;
@@ -34,6 +50,8 @@ GPSEG_INLINE A factorial_series(A r) {
     return factor + r * factorial_series<first, terms, from + 1>(r);
   }
 }
+
+#endif
 
 // Sum of s^k / (2k + 1) over k = first..first+terms-1, over s^first.
 template <int first, int terms, class A>

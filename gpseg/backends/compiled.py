@@ -1,7 +1,7 @@
 """The kernels that csrc/ops.cpp binds, as a backend: tensors made dense, results allocated."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -218,7 +218,7 @@ class CompiledBackend:
         """Whether there is a fused kernel: channels_last half types, channels in eights, at most 3×3; not for weights."""
         return (
             self._on_gpu
-            and direction in ("forward", "input_grad")
+            and direction != "weight_grad"
             and x.dtype in (torch.float16, torch.bfloat16)
             and memory_format_of(x) == torch.channels_last
             and x.data_ptr() % _ALIGNMENT == 0
@@ -227,6 +227,14 @@ class CompiledBackend:
             and conv.stride <= 2
             and (x.device.type != "cuda" or torch.cuda.get_device_capability(x.device) >= (8, 0))
         )
+
+    def fuses_gradients(self, x: Tensor, w: Tensor, conv: Convolution) -> bool:
+        """There is no such kernel."""
+        return False
+
+    def fused_conv_gradients(self, *_: object) -> NoReturn:
+        """There is none."""
+        raise NotImplementedError
 
     def fused_conv(
         self,

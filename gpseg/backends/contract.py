@@ -14,7 +14,7 @@ from gpseg.backends.resampling import Convolution, Padding
 Pair = tuple[int, int]
 """(x, y)."""
 
-DIRECTIONS = ("forward", "input_grad", "weight_grad", "gradients")
+DIRECTIONS = ("forward", "input_grad", "weight_grad")
 """What a convolution is computed for: its result, its gradient with respect to its input, and to its weight."""
 
 
@@ -199,7 +199,10 @@ class Backend(Protocol):
     ) -> Tensor:
         """Gradient of c = conv2d(s · x, w) with respect to w, of the given size, in one kernel; conv is the forward's."""
 
+    def fuses_gradients(self, x: Tensor, w: Tensor, conv: Convolution) -> bool:
+        """Whether one kernel has all gradients of this convolution c = conv2d(s · x, w)."""
+
     def fused_conv_gradients(
         self, dc: Tensor, w: Tensor, conv: Convolution, x: Tensor, s: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients (dx, ds, dw) of c = conv2d(s · x, w), all in one kernel: in the direction "gradients"."""
+        """Gradients (dx, ds, dw) of c = conv2d(s · x, w), all in one kernel; conv and w are the forward's."""

@@ -166,8 +166,6 @@ class CppBackend(CompiledBackend):
 
     def fuses(self, x: Tensor, w: Tensor, conv: Convolution, direction: str) -> bool:
         """Whether a convolution of its own serves."""
-        if direction == "gradients":
-            return _makes_few(x, w, conv) and w.shape[0] <= _FEW_OUTPUTS
         if _makes_few(x, w, conv):
             return True
         stride = [conv.stride] * 2
@@ -269,6 +267,10 @@ class CppBackend(CompiledBackend):
         if conv.transposed:
             return self._weight_grad(dc, None, x, s, conv, w_size)
         return self._weight_grad(x, s, dc, None, conv, w_size)
+
+    def fuses_gradients(self, x: Tensor, w: Tensor, conv: Convolution) -> bool:
+        """Whether there are few outputs of one tap."""
+        return _makes_few(x, w, conv) and w.shape[0] <= _FEW_OUTPUTS
 
     def fused_conv_gradients(
         self, dc: Tensor, w: Tensor, conv: Convolution, x: Tensor, s: Tensor

@@ -230,7 +230,7 @@ def backward(
             dc = _filter_adjoint(backend, dc, plan.after, f, convolved_size(u_size, w, plan))
         dw = None
         both = needs_weight and needs_input and plan.before is None
-        if both and backend.fuses(x, w, conv, "gradients"):
+        if both and backend.fuses_gradients(x, w, conv):
             dx, ds, dw = backend.fused_conv_gradients(dc, w, conv, x, s)
         else:
             if needs_weight:

@@ -27,6 +27,8 @@ ROOT = Path(distributed.__file__).parents[2]
 OPTIONS = [
     "--data",
     "pictures",
+    "--metric-images",
+    "0",
     "--resolution",
     "16",
     "--channel-base",

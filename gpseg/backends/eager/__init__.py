@@ -40,6 +40,8 @@ class EagerBackend:
         """Nothing is fused."""
         return False
 
+    fuses_gradients = fuses
+
     def fused_conv(self, *_: object) -> NoReturn:
         """There is none."""
         raise NotImplementedError

@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -84,13 +84,20 @@ class TritonBackend:
         x_channels, c_channels = w.shape[:2] if conv.transposed else (w.shape[1], w.shape[0])
         read = c_channels if direction == "input_grad" else x_channels
         return (
-            direction != "gradients"
-            and x.dtype in (torch.float16, torch.bfloat16, torch.float32)
+            x.dtype in (torch.float16, torch.bfloat16, torch.float32)
             and memory_format_of(x) == torch.channels_last
             and read * x.element_size() % 16 == 0
             and max(w.shape[2:]) <= 3
             and conv.stride <= 2
         )
+
+    def fuses_gradients(self, x: Tensor, w: Tensor, conv: Convolution) -> bool:
+        """There is no such kernel."""
+        return False
+
+    def fused_conv_gradients(self, *_: object) -> NoReturn:
+        """There is none."""
+        raise NotImplementedError
 
 
 BACKEND: Backend = TritonBackend("triton", ("cuda",), _load)
