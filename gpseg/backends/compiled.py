@@ -1,7 +1,7 @@
 """The kernels that csrc/ops.cpp binds, as a backend: tensors made dense, results allocated."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -232,7 +232,9 @@ class CompiledBackend:
         """There is no such kernel."""
         return False
 
-    def fused_conv_gradients(self, *_: object) -> NoReturn:
+    def fused_conv_gradients(
+        self, dc: Tensor, w: Tensor, conv: Convolution, x: Tensor, s: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """There is none."""
         raise NotImplementedError
 
