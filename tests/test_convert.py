@@ -1,6 +1,5 @@
-import runpy
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,20 +15,9 @@ Call = Callable[..., tuple[int, list[str]]]
 
 
 @pytest.fixture
-def gpseg_convert(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Call:
-    """`python -m gpseg.convert` in a folder: its exit code and the lines on stderr."""
-
-    def call(*args: str) -> tuple[int, list[str]]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["gpseg.convert", *args])
-        with pytest.raises(SystemExit) as caught:
-            runpy.run_module("gpseg.convert", run_name="__main__")
-        assert isinstance(caught.value.code, int)
-        return caught.value.code, capsys.readouterr().err.strip().splitlines()
-
-    return call
+def gpseg_convert(tmp_path: Path, run_command: Call) -> Call:
+    """`python -m gpseg.convert` in the folder: its exit code and the lines on stderr."""
+    return partial(run_command, tmp_path, "gpseg.convert")
 
 
 def test_a_network_pickle(tmp_path: Path, gpseg_convert: Call) -> None:

@@ -1,10 +1,10 @@
 """`python -m gpseg.convert` from checkpoints to graphs, and the README's example of using one."""
 
 import re
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,20 +42,9 @@ Call = Callable[..., tuple[int, list[str]]]
 
 
 @pytest.fixture
-def gpseg_convert(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Call:
+def gpseg_convert(folder: Path, run_command: Call) -> Call:
     """`python -m gpseg.convert` in the folder: its exit code and the lines on stderr."""
-
-    def call(*args: str) -> tuple[int, list[str]]:
-        monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["gpseg.convert", *args])
-        with pytest.raises(SystemExit) as caught:
-            runpy.run_module("gpseg.convert", run_name="__main__")
-        assert isinstance(caught.value.code, int)
-        return caught.value.code, capsys.readouterr().err.strip().splitlines()
-
-    return call
+    return partial(run_command, folder, "gpseg.convert")
 
 
 @pytest.mark.parametrize("keep_ops", [[], ["--keep-ops"]])

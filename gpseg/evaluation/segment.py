@@ -226,7 +226,6 @@ def _splits_of(config: TrainConfig) -> Path | None:
 def _drawn_data(config: TrainConfig) -> Path:
     resolution = config.resolution or DEFAULT_RESOLUTION
     root = Path("runs") / f"drawn-{resolution}"
-    root.parent.mkdir(exist_ok=True)
     return data.write_drawn(root, resolution, DRAWN_LABELLED, DRAWN_UNLABELLED)
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -175,7 +176,7 @@ def _train(
             shown = "  ".join(f"{name} {value:.3g}" for name, value in values.items())
             log.info("%.1f kimg  %s", trainer.seen / 1000, shown)
             if stopping:
-                _save_state(trainer, folder)
+                _save_state(trainer, folder, _checked_state(trainer, folder))
                 raise Interrupted(folder.path)
             if trainer.seen >= next_snapshot and trainer.seen < total:
                 snapshot()
@@ -189,9 +190,13 @@ def _after(seen: int, every: float) -> float:
     return (seen // every + 1) * every
 
 
-def _save_state(trainer: Trainer, folder: RunFolder) -> None:
+def _checked_state(trainer: Trainer, folder: RunFolder) -> dict[str, Any]:
     state = trainer.state_dict()
     check_state(state, folder, _NAN_REMEDY)
+    return state
+
+
+def _save_state(trainer: Trainer, folder: RunFolder, state: dict[str, Any]) -> None:
     trainer.ranks.check_equal(trainer.networks(), "networks")
     folder.save_state(trainer.seen, state)
     trainer.ranks.wait()
@@ -210,7 +215,7 @@ def _snapshot(
     quality: Quality | None,
     after_snapshot: Callable[[RunFolder], object],
 ) -> Path:
-    check_state(trainer.state_dict(), folder, _NAN_REMEDY)
+    state = _checked_state(trainer, folder)
     path = folder.path / "generator.safetensors"
     if trainer.ranks.first:
         for psi in (0.7, 1.0):
@@ -219,7 +224,7 @@ def _snapshot(
         save_generator(path, trainer.generator_ema, trainer.discriminator, trainer.network, extra)
         if quality is not None:
             _measure(trainer, folder, quality)
-    _save_state(trainer, folder)
+    _save_state(trainer, folder, state)
     if trainer.ranks.first:
         after_snapshot(folder)
     return path
