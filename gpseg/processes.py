@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from gpseg.errors import RunError
 
@@ -46,11 +46,12 @@ def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result
         RunError: the process died, as it does when memory runs out.
         Exception: what the function raised.
     """
-    linux = sys.platform == "linux"
-    context = multiprocessing.get_context("forkserver" if linux else "spawn")
-    if linux:
+    if sys.platform == "linux":
+        context = multiprocessing.get_context("forkserver")
         # Imported once, in the process that the others are forked from.
         context.set_forkserver_preload([function.__module__])
+    else:
+        context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_call, args=(there, function, arguments))
     process.start()
@@ -70,20 +71,21 @@ def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result
         here.close()
     if error is not None:
         raise error
-    return result  # type: ignore[no-any-return]
+    return cast(Result, result)
 
 
 def _call(there: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     # Ctrl-C ends a process without a traceback of its own.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    result = wrong = None
     try:
-        outcome = function(*arguments), None
+        result = function(*arguments)
     except Exception as error:
         if os.environ.get("GPSEG_DEBUG") == "1":
             sys.excepthook(type(error), error, error.__traceback__)
-        outcome = None, error
-    there.send(outcome)
+        wrong = error
+    there.send((result, wrong))
 
 
 def _end_with_parent() -> None:

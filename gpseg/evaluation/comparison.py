@@ -88,11 +88,6 @@ def contrast(terms: Sequence[Term], resamples: int = RESAMPLES, seed: int = 0) -
     return Interval(value, float(low), float(high), draws, images)
 
 
-def difference(a: Tensor, b: Tensor) -> Interval:
-    """Mean mIoU of one method less that of another, of confusions [D, N, K, K] of the same draws and images."""
-    return contrast([Term(1, a), Term(-1, b)])
-
-
 def _weights(random: np.random.Generator, count: int, resamples: int) -> Tensor:
     """How often each of `count` things is taken: float64 [resamples, count]."""
     taken = random.multinomial(count, np.full(count, 1 / count), size=resamples)

@@ -46,8 +46,8 @@ def peak_rise(call: Callable[[], object], device: torch.device) -> int:
         libc.malloc_trim(0)
     # 5: the peak is from now on (Linux, proc(5))
     Path("/proc/self/clear_refs").write_text("5")
-    before = memory_of_this_process("VmRSS")
+    resident = memory_of_this_process("VmRSS")
     call()
     peak = memory_of_this_process("VmHWM")
-    assert before is not None and peak is not None  # `can_measure` says no where they are not told
-    return max(0, peak - before)
+    assert resident is not None and peak is not None  # else `can_measure` says no
+    return max(0, peak - resident)

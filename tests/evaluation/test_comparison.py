@@ -7,8 +7,12 @@ import torch
 from torch import Tensor
 
 from gpseg.data import Classes, PartClass
-from gpseg.evaluation.comparison import Term, contrast, difference
+from gpseg.evaluation.comparison import Interval, Term, contrast
 from gpseg.evaluation.metrics import confusions, score
+
+
+def difference(a: Tensor, b: Tensor) -> Interval:
+    return contrast([Term(1, a), Term(-1, b)])
 
 
 def two_classes(right: Tensor) -> Tensor:
@@ -23,7 +27,10 @@ def test_a_difference_is_that_of_the_mean_mious() -> None:
     random = torch.Generator().manual_seed(0)
     target = torch.randint(2, (3, 4, 8, 8), generator=random)
     a, b = (torch.randint(2, (3, 4, 8, 8), generator=random) for _ in range(2))
-    counts = [torch.stack([confusions(p, t, classes) for p, t in zip(x, target)]) for x in (a, b)]  # noqa: B905
+    counts = [
+        torch.stack([confusions(p, t, classes) for p, t in zip(x, target, strict=True)])
+        for x in (a, b)
+    ]
     mious = [
         sum(score(p, t, classes).miou for p, t in zip(x, target, strict=True)) / 3 for x in (a, b)
     ]
