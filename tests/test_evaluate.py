@@ -90,7 +90,7 @@ def test_scores_are_those_of_the_masks_that_are_kept(home: Path, done: Path) -> 
 def test_the_report_says_it_all(done: Path) -> None:
     markdown = (done / "results.md").read_text()
     page = (done / "report.html").read_text()
-    for text in ("gpseg − unet", "over the floor", "small parts", "pre-trained on 4000 images"):
+    for text in ("gpseg − unet", "over the floor", "small parts", "pre-trained on 4,000 images"):
         assert text in markdown and text in page
     assert re.search(r"\| gpseg \| 2 \| \d+\.\d ± \d+\.\d \| [+−]\d+\.\d ± \d+\.\d \|", markdown)
     assert (

@@ -121,18 +121,19 @@ class Cell:
         return [*self.facts.get("rows", ())]
 
     @cached_property
-    def _arrays(self) -> dict[str, np.ndarray]:
+    def _counts(self) -> dict[str, Tensor]:
         with np.load(self.path.with_suffix(".npz")) as arrays:
-            return dict(arrays)
+            names = [name for name in arrays.files if name.startswith("counts ")]
+            return {name: torch.from_numpy(arrays[name]).long() for name in names}
 
     def counts(self, row: str, kind: str = PLAIN) -> Tensor | None:
         """Confusions [N, K, K] of the images scored on, changed in one way; None if they weren't."""
-        found = self._arrays.get(f"counts {kind} {row}")
-        return None if found is None else torch.from_numpy(found).long()
+        return self._counts.get(f"counts {kind} {row}")
 
     def masks(self, row: str) -> Tensor:
         """Predicted masks, uint8 [N, r, r]."""
-        return torch.from_numpy(self._arrays[f"masks {row}"])
+        with np.load(self.path.with_suffix(".npz")) as arrays:
+            return torch.from_numpy(arrays[f"masks {row}"])
 
     @staticmethod
     def read(path: Path) -> Cell:

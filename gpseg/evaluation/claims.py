@@ -138,7 +138,7 @@ def _most_at_the_fewest(measured: Measured, few: int, many: int) -> Evidence:
     lines = [Line(1, "gpseg", few), Line(-1, "direct", few)]
     lines += [Line(-1, "gpseg", many), Line(1, "direct", many)]
     return Evidence(
-        f"gpseg − direct, {_shots(few)} less {_shots(many)}",
+        "gpseg − direct, at the fewest labels less at the most",
         total(measured, lines) if few < many else None,
     )
 

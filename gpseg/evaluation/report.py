@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -25,6 +25,7 @@ _LARGEST = 320  # pixels; larger pictures are shrunk, or a report of 1024 px ima
 _LARGEST_GRID = 1024
 _SMALLEST = 160  # pixels; smaller pictures are shown enlarged, their pixels square
 LINES = ("#3257a8", "#c8553d", "#3c8d5f", "#8a5aa8", "#b8862b", "#4a9db0", "#8c8c8c", "#c05a8c")
+_BAR = r"\|"  # a bar that doesn't end a column in Markdown
 _NO_CURVES = ("step", "s_per_step", "s_per_kimg", "memory_gib")
 
 
@@ -53,20 +54,22 @@ class Table:
         title: its heading.
         header: titles of the columns; the first one holds names.
         rows: as many texts each.
-        strong: name of the row that stands out.
+        strong: names of the rows that stand out.
         hint: what the reader has to know of it.
     """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    strong: str | None = None
+    strong: Collection[str] = ()
     hint: str = ""
 
     def markdown(self) -> str:
         """The table with its heading and hint, as Markdown."""
         lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        table = "\n".join(
+            f"| {' | '.join(text.replace('|', _BAR) for text in line)} |" for line in lines
+        )
         return "\n\n".join(part for part in (f"## {self.title}", self.hint, table) if part)
 
 

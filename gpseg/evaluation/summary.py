@@ -165,7 +165,7 @@ _TITLE = "Part segmentation from few labels, compared"
 
 def _lead(summary: Summary) -> str:
     setting = summary.setting
-    seen = "" if setting.images_seen is None else f", pre-trained on {setting.images_seen} images"
+    seen = "" if setting.images_seen is None else f", pre-trained on {setting.images_seen:,} images"
     return (
         f"{setting.data.name}: {len(summary.stems)} {setting.split} images of "
         f"{summary.cells[0].facts['resolution']} px, {summary.classes.num_classes} classes; generator "
@@ -183,7 +183,9 @@ def _notes(summary: Summary) -> list[str]:
         notes.append(draws)
     versions = {cell.facts["gpseg"] for cell in summary.cells}
     if len(versions) > 1:
-        notes.append(f"Cells were computed by different versions of gpseg: {_listed(versions)}.")
+        notes.append(
+            f"Cells were computed by different versions of gpseg: {', '.join(sorted(versions))}."
+        )
     notes += [f"Failed: {cell.key}: {cell.failed}" for cell in summary.failed]
     return notes
 
@@ -218,6 +220,7 @@ def _claims(summary: Summary) -> Table:
         "Claims",
         ["claim, and the differences of mIoU that decide it", "points"],
         rows,
+        strong=[claim.text for claim in summary.claims],
         hint="A claim holds if the whole interval of each of its differences lies above zero.",
     )
 
@@ -243,7 +246,7 @@ def _scores(summary: Summary, shots: int) -> Table:
                 _number(cells, "images_per_second", "{:.0f}"),
             ]
         )
-    small = _listed(summary.classes.names[i] for i in summary.small) or "none"
+    small = ", ".join(summary.classes.names[i] for i in summary.small) or "none"
     return Table(
         f"{shots} labelled image{'s' if shots > 1 else ''}",
         [
@@ -258,7 +261,7 @@ def _scores(summary: Summary, shots: int) -> Table:
             "images/s",
         ],
         rows,
-        strong=OURS,
+        strong=[OURS],
         hint=(
             f"Mean ± standard deviation over draws. Small parts: classes with less than {100 * SMALL_SHARE:g} % of the "
             f"labelled pixels ({small}). Memory: the peak of the whole process, with Python and torch. Images a second in "
@@ -278,7 +281,7 @@ def _by_class(summary: Summary, shots: int) -> Table:
         f"By class, {shots} labelled image{'s' if shots > 1 else ''}",
         ["IoU, %", *summary.classes.names],
         rows,
-        strong=OURS,
+        strong=[OURS],
     )
 
 
@@ -311,8 +314,8 @@ def _robustness(summary: Summary, shots: int) -> Table:
         f"On changed images, {shots} labelled image{'s' if shots > 1 else ''}",
         ["method", "unchanged, %", *KINDS],
         rows,
-        strong=OURS,
-        hint=f"Points of mIoU by which scores change. {_listed(f'{k}: {v}' for k, v in KINDS.items())}.",
+        strong=[OURS],
+        hint=f"Points of mIoU by which scores change. {'; '.join(f'{k}: {v}' for k, v in KINDS.items())}.",
     )
 
 
@@ -333,10 +336,6 @@ def _number(cells: Sequence[Cell], fact: str, form: str, unit: float = 1) -> str
 def _interval(interval: Interval) -> str:
     ends = ", ".join(signed(end) for end in (interval.low, interval.high))
     return f"{signed(interval.value)} [{ends}]"
-
-
-def _listed(words: Iterable[str]) -> str:
-    return ", ".join(sorted(words))
 
 
 def _plot(summary: Summary) -> Figure:
