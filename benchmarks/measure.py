@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks import rates
 from benchmarks.rows import Row
+from gpseg.processes import in_fresh_process
 from gpseg.selftest import memory, models, work
 from gpseg.selftest.checks import Finding, judged, one_line, strict
 from gpseg.selftest.comparison import Reference, relative_rms, tolerance
@@ -158,7 +159,7 @@ def operator_rows(
         arithmetic = work.arithmetic(problem, direction)
 
         def peak(row: Row, direction: Direction = direction) -> int:
-            return memory.in_fresh_process(
+            return in_fresh_process(
                 operator_peak,
                 problem,
                 row.contestant,
@@ -291,7 +292,7 @@ def model_rows(
         calls.clear()
 
         def peak(row: Row, direction: ModelDirection = direction) -> int:
-            return memory.in_fresh_process(
+            return in_fresh_process(
                 model_peak,
                 problem,
                 row.contestant,

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     {"gpseg", "gpseg._C", "gpseg._cuda", "gpseg.errors"},
-    {"gpseg.atomic"},
+    {"gpseg.atomic", "gpseg.processes"},
     {"gpseg.data"},
     {"gpseg.backends"},
     {"gpseg.ops"},

@@ -39,18 +39,49 @@ def score(predicted: Tensor, target: Tensor, classes: Classes) -> Score:
     Raises:
         InputError: if the shapes differ.
     """
+    iou = pooled_iou(confusions(predicted, target, classes))
+    return Score(iou.nanmean().item(), dict(zip(classes.names, iou.tolist(), strict=True)))
+
+
+def confusions(predicted: Tensor, target: Tensor, classes: Classes) -> Tensor:
+    """Count how often which class is taken for which, image by image.
+
+    Args:
+        predicted: class ids [N, H, W], integer.
+        target: class ids and `classes.ignore_index` [N, H, W], integer; ignored pixels don't count.
+        classes: the classes.
+
+    Returns:
+        int64 [N, K, K]: pixels of an image, by their class and by the one predicted.
+
+    Raises:
+        InputError: if the shapes differ.
+    """
     if predicted.shape != target.shape:
         raise InputError(
             f"predicted masks {list(predicted.shape)} and target masks {list(target.shape)} "
             "differ in shape; fit both to the same square"
         )
-    confusion = multiclass_confusion_matrix(
-        predicted.long(), target.long(), classes.num_classes, ignore_index=classes.ignore_index
-    )
-    intersection = confusion.diagonal().double()
-    union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
-    iou = intersection / union  # 0 / 0 is nan
-    return Score(iou.nanmean().item(), dict(zip(classes.names, iou.tolist(), strict=True)))
+    k = classes.num_classes
+    counts = [
+        multiclass_confusion_matrix(p.long(), t.long(), k, ignore_index=classes.ignore_index)
+        for p, t in zip(predicted, target, strict=True)
+    ]
+    return torch.stack(counts) if counts else torch.zeros(0, k, k, dtype=torch.int64)
+
+
+def pooled_iou(counts: Tensor) -> Tensor:
+    """IoU by class [K], intersections and unions summed over images first.
+
+    Args:
+        counts: [N, K, K] as `confusions` gives them.
+
+    Returns:
+        float64 [K], 0..1; nan for a class that is neither predicted nor there.
+    """
+    pooled = counts.sum(0)
+    intersection = pooled.diagonal().double()
+    return intersection / (pooled.sum(0) + pooled.sum(1) - intersection)  # 0 / 0 is nan
 
 
 def majority_mask(masks: Tensor, num_classes: int, ignore_index: int = 255) -> Tensor:

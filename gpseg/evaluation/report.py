@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -24,7 +24,8 @@ from gpseg.evaluation.metrics import Score, percent
 _LARGEST = 320  # pixels; larger pictures are shrunk, or a report of 1024 px images has 50 MB
 _LARGEST_GRID = 1024
 _SMALLEST = 160  # pixels; smaller pictures are shown enlarged, their pixels square
-_LINES = ("#3257a8", "#c8553d", "#3c8d5f", "#8a5aa8", "#b8862b", "#4a9db0", "#8c8c8c", "#c05a8c")
+LINES = ("#3257a8", "#c8553d", "#3c8d5f", "#8a5aa8", "#b8862b", "#4a9db0", "#8c8c8c", "#c05a8c")
+_BAR = r"\|"  # a bar that doesn't end a column in Markdown
 _NO_CURVES = ("step", "s_per_step", "s_per_kimg", "memory_gib")
 
 
@@ -46,6 +47,33 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table of a report, with its texts as they are to be read.
+
+    Args:
+        title: its heading.
+        header: titles of the columns; the first one holds names.
+        rows: as many texts each.
+        strong: names of the rows that stand out.
+        hint: what the reader has to know of it.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    strong: Collection[str] = ()
+    hint: str = ""
+
+    def markdown(self) -> str:
+        """The table with its heading and hint, as Markdown."""
+        lines = [self.header, ["---", *["---:"] * (len(self.header) - 1)], *self.rows]
+        table = "\n".join(
+            f"| {' | '.join(text.replace('|', _BAR) for text in line)} |" for line in lines
+        )
+        return "\n\n".join(part for part in (f"## {self.title}", self.hint, table) if part)
+
+
+@dataclass(frozen=True)
 class Report:
     """What a report shows; whatever is empty is left out.
 
@@ -58,6 +86,8 @@ class Report:
         scores: test scores by name: read-outs, floor, rivals.
         chosen: the name in `scores` that counts.
         floor: the name in `scores` that it is held against.
+        tables: what else was measured.
+        plots: figures with their titles.
         examples: test images.
         legend: colours (0..255) of the examples' pictures, by what they mean.
         ramp: the target T_a of one image, uint8 [3, r, r], with its a.
@@ -75,6 +105,8 @@ class Report:
     scores: Mapping[str, Score] = field(default_factory=dict)
     chosen: str | None = None
     floor: str | None = None
+    tables: Sequence[Table] = ()
+    plots: Sequence[tuple[str, Figure]] = ()
     examples: Sequence[Example] = ()
     legend: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     ramp: Sequence[tuple[float, Tensor]] = ()
@@ -106,7 +138,7 @@ def _render(report: Report) -> str:
     environment.filters["percent"] = percent
     environment.filters["picture"] = _picture
     environment.filters["grid"] = _grid
-    environment.filters["signed"] = _signed
+    environment.filters["signed"] = signed
     source = resources.files("gpseg.evaluation").joinpath("report.html").read_text("utf-8")
     chosen = report.scores[report.chosen] if report.chosen else None
     floor = report.scores[report.floor] if report.floor else None
@@ -117,12 +149,13 @@ def _render(report: Report) -> str:
         others=[name for name in report.scores if name not in (report.chosen, report.floor)],
         ranking=sorted(report.scores.items(), key=lambda item: -item[1].miou),
         columns=list(report.examples[0].pictures) if report.examples else [],
+        plots=[(title, _png(figure)) for title, figure in report.plots],
         curves=[(title, _png(figure)) for title, figure in _curves(report)],
         config=list(_flat(report.config)),
     )
 
 
-def _signed(difference: float) -> str:
+def signed(difference: float) -> str:
     """Write a difference of IoUs in percent points, with a sign."""
     if math.isnan(difference):
         return percent(difference)
@@ -203,8 +236,8 @@ def _plot(report: Report, names: Sequence[str], plot: _Plot) -> Figure:
         axes.plot(
             steps,
             values,
-            color=_LINES[index % len(_LINES)],
-            linestyle="-" if index < len(_LINES) else "--",
+            color=LINES[index % len(LINES)],
+            linestyle="-" if index < len(LINES) else "--",
             marker="o" if len(points) < 20 else None,
             markersize=3.5,
             linewidth=1.5,

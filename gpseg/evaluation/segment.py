@@ -19,14 +19,21 @@ from gpseg.evaluation.metrics import majority_score, percent, score
 from gpseg.evaluation.pictures import training_report
 from gpseg.evaluation.progress import write_progress
 from gpseg.evaluation.report import write_report
-from gpseg.evaluation.results import BATCH, Held, Result, load_held, readout_scores
+from gpseg.evaluation.results import (
+    BATCH,
+    Held,
+    Result,
+    choose_readout,
+    load_held,
+    readout_scores,
+)
 from gpseg.evaluation.rivals import train_unet
 from gpseg.models.checkpoint import load_generator
-from gpseg.models.segmenter import READOUTS, Segmenter
+from gpseg.models.segmenter import Segmenter
 from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig
 from gpseg.training import distributed
 from gpseg.training.device import choose_device, choose_dtype
-from gpseg.training.distributed import Ranks
+from gpseg.training.distributed import ALONE, Ranks
 from gpseg.training.finetune import FinetuneConfig, Finetuner, TrainingSet, finetune
 from gpseg.training.pretrain import pretrain
 from gpseg.training.pretrain_config import PretrainConfig
@@ -163,9 +170,7 @@ def _finish(
     config: TrainConfig, job: "_Job", folder: RunFolder, trainer: Finetuner, started: float
 ) -> Result:
     segmenter = trainer.segmenter()
-    if job.val.stems:
-        on_val = readout_scores(segmenter, job.val)
-        segmenter.readout = max(READOUTS, key=lambda name: on_val[name].miou)
+    choose_readout(segmenter, job.val)
     segmenter.save(folder.path / "segmenter.safetensors")
     result = _result(config, folder, segmenter, job.training, job.test)
     _write_results(result, folder, time.monotonic() - started)
@@ -189,12 +194,10 @@ class _Job:
 
 def _prepare(config: TrainConfig, device: torch.device, ranks: Ranks) -> _Job:
     """Read and check everything that the options name, before the run folder is made."""
-    with ranks.first_goes_first():
-        root = config.data or _drawn_data(config)
-    parts = PartFolder.open(root, config.tuning.seed, _splits_of(config))
+    parts = open_data(config, _splits_of(config), ranks)
     stems = parts.few_shot(config.shots, config.draw)
     parts.check([*stems, *parts.splits.val, *parts.splits.test])
-    path = config.generator or _pretrained(config, parts)
+    path = find_generator(config, parts)
     dtype = choose_dtype(config.tuning.precision, device)
     generator, discriminator, network, _ = load_generator(path, dtype)
     resolution = network.img_resolution
@@ -204,11 +207,32 @@ def _prepare(config: TrainConfig, device: torch.device, ranks: Ranks) -> _Job:
             f" with gpseg.pretrain --resolution {config.resolution}"
         )
     with ranks.first_goes_first():  # which packs them, if anybody has to
-        training = _training_set(parts, stems, resolution, config.tuning.unlabelled_batch > 0)
+        training = training_set(parts, stems, resolution, config.tuning.unlabelled_batch > 0)
     val, test = (
         load_held(parts, names, resolution) for names in (parts.splits.val, parts.splits.test)
     )
     return _Job(parts, training, val, test, generator, discriminator, network)
+
+
+def open_data(config: TrainConfig, splits: Path | None = None, ranks: Ranks = ALONE) -> PartFolder:
+    """Open the data set that the options name, drawn first if they name none.
+
+    Args:
+        config: the options.
+        splits: a splits.json to use instead of the data set's.
+        ranks: the processes that share the job.
+
+    Raises:
+        InputError: the data set can't be used.
+    """
+    with ranks.first_goes_first():
+        root = config.data or _drawn_data(config)
+    return PartFolder.open(root, config.tuning.seed, splits)
+
+
+def find_generator(config: TrainConfig, parts: PartFolder) -> Path:
+    """The generator that the options name, or one that is pre-trained here."""
+    return config.generator or _pretrained(config, parts)
 
 
 def _validation(val: Held, segmenter: Segmenter) -> dict[str, float]:
@@ -262,9 +286,17 @@ def _images_seen(path: Path) -> int:
     return int(config.get("images_seen", 0))
 
 
-def _training_set(
+def training_set(
     parts: PartFolder, stems: list[str], resolution: int, unlabelled: bool
 ) -> TrainingSet:
+    """Read what fine-tuning learns from.
+
+    Args:
+        parts: the data set.
+        stems: labelled images to train on.
+        resolution: side of the images.
+        unlabelled: whether images without labels are wanted too.
+    """
     labelled = load_held(parts, stems, resolution)
     # All of them are packed, whatever the draw, so that one file serves every draw and pre-training too.
     used = {parts.image_paths[stem] for stem in stems}

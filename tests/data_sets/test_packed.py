@@ -18,7 +18,8 @@ from gpseg.atomic import is_disk_full
 from gpseg.data import UnlabelledImages, batches_ahead, load_images, packed, training_images
 from gpseg.data import images as module
 from gpseg.errors import InputError, RunError
-from gpseg.selftest.memory import can_measure, in_fresh_process, peak_rise
+from gpseg.processes import in_fresh_process
+from gpseg.selftest.memory import can_measure, peak_rise
 from tests.data_sets.archives import zipped
 
 CPU = torch.device("cpu")

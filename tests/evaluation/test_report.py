@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from gpseg.data import Classes, PartClass
 from gpseg.errors import RunError
 from gpseg.evaluation.metrics import Score
-from gpseg.evaluation.report import Example, Report, write_report
+from gpseg.evaluation.report import Example, Report, Table, write_report
 
 CLASSES = Classes((PartClass(0, "background", (0, 0, 0)), PartClass(1, "<part>", (250, 0, 0))))
 BLUE = torch.tensor([0, 0, 200], dtype=torch.uint8)[:, None, None].expand(3, 64, 64)
@@ -156,3 +157,26 @@ def test_a_full_disk_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.M
         write_report(tmp_path / "report.html", FULL)
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     assert (tmp_path / "report.html").read_text() == "old"
+
+
+def test_tables_and_plots_are_shown(tmp_path: Path) -> None:
+    figure = Figure()
+    figure.subplots().plot([1, 2])
+    table = Table(
+        "By <class>", ["IoU", "a|b"], [["ours", "1.0"], ["theirs", "−"]], ["ours"], "In %."
+    )
+    write_report(tmp_path / "r.html", Report("T", "lead", tables=[table], plots=[("Plot", figure)]))
+    html = (tmp_path / "r.html").read_text()
+    page = Page(html)
+    assert "Plot By <class> In %. IoU a|b ours 1.0 theirs −" in page.text
+    assert html.count('<tr class="main">') == 1 and len(page.images) == 1
+    assert table.markdown().splitlines() == [
+        "## By <class>",
+        "",
+        "In %.",
+        "",
+        "| IoU | a\\|b |",
+        "| --- | ---: |",
+        "| ours | 1.0 |",
+        "| theirs | − |",
+    ]

@@ -1,11 +1,9 @@
 """The peak of memory is seen, in a process of its own."""
 
-import os
-
 import pytest
 import torch
 
-from gpseg.errors import RunError
+from gpseg.processes import in_fresh_process
 from gpseg.selftest import memory
 
 CPU = torch.device("cpu")
@@ -25,31 +23,7 @@ def rise(kept: int, passing: int) -> int:
     return memory.peak_rise(call, CPU)
 
 
-def process() -> int:
-    return os.getpid()
-
-
-def die() -> None:
-    os._exit(9)
-
-
-def fail() -> None:
-    raise ValueError("no")
-
-
 @pytest.mark.parametrize(("kept", "passing"), [(16, 0), (8, 40)])
 def test_sees_an_allocation(kept: int, passing: int) -> None:
-    peak = memory.in_fresh_process(rise, kept, passing)
+    peak = in_fresh_process(rise, kept, passing)
     assert kept + passing - 1 <= peak / MIB <= kept + passing + 4
-
-
-def test_every_process_is_a_new_one() -> None:
-    processes = {memory.in_fresh_process(process) for _ in range(2)}
-    assert len(processes | {os.getpid()}) == 3
-
-
-def test_what_goes_wrong_there_is_said_here() -> None:
-    with pytest.raises(ValueError, match="no"):
-        memory.in_fresh_process(fail)
-    with pytest.raises(RunError, match="the process died"):
-        memory.in_fresh_process(die)

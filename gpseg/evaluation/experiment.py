@@ -1,0 +1,264 @@
+"""The comparison: every method on every draw at every number of labelled images, one cell after another."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from gpseg.atomic import remove_leftovers, replacing
+from gpseg.data import PartFolder
+from gpseg.errors import InputError, RunError
+from gpseg.evaluation.cells import Cell, Key, Setting, Split, run_cell
+from gpseg.evaluation.methods import FLOOR, METHODS
+from gpseg.evaluation.metrics import percent, pooled_iou
+from gpseg.evaluation.segment import TrainConfig, find_generator, open_data
+from gpseg.evaluation.summary import write_summary
+from gpseg.models.checkpoint import load_generator
+from gpseg.processes import in_fresh_process
+from gpseg.training.device import choose_device
+from gpseg.training.distributed import rank_and_count
+from gpseg.training.finetune import FinetuneConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class EvaluateConfig:
+    """Options of the comparison."""
+
+    data: Path | None = None
+    """Data-set folder, as for gpseg.train. Default: faces that the package draws itself, in runs/drawn-64."""
+    generator: Path | None = None
+    """Checkpoint of gpseg.pretrain on the same class of images. Default: as for gpseg.train."""
+    pretrain_kimg: float = 5.0
+    """Length of the pre-training, in thousands of images, where there is no generator."""
+    out: Path = Path("runs/evaluate")
+    """Folder for cells and report. Running the same command again continues with the cells that are missing; options may
+    not differ then, but for --methods, --shots, --draws and --device."""
+    methods: list[str] = field(default_factory=lambda: [*METHODS])
+    """What to compare; the floor always is."""
+    shots: list[int] = field(default_factory=lambda: [1, 5, 10])
+    """Numbers of labelled images to train on."""
+    draws: int = 5
+    """How many of the data set's draws of labelled images to take, from the first; each also has its own seed."""
+    split: Split = "test"
+    """What to score on: test, or val, so that settings can be chosen without looking at test."""
+    jitter: bool = True
+    """Also score on images that are moved, blurred, noisy, compressed and grey."""
+    rival_steps: int | None = None
+    """Training steps of rivals; default: each one's own."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 …; auto is a GPU if there is one."""
+    report_only: bool = False
+    """Compute nothing; write results and report anew from the cells that are in --out."""
+    tuning: FinetuneConfig = field(default_factory=FinetuneConfig)
+
+    def check(self) -> None:
+        """Raise InputError for values that can't work."""
+        self.tuning.check()
+        known = ", ".join(METHODS)
+        for method in self.methods:
+            if method not in METHODS:
+                raise InputError(f'--methods: "{method}" is none of {known}')
+        if not self.shots or min(self.shots) < 1:
+            raise InputError("--shots: give one or more numbers above 0")
+        if self.draws < 1:
+            raise InputError(f"--draws {self.draws}: give 1 or more")
+        if self.rival_steps is not None and self.rival_steps < 1:
+            raise InputError(f"--rival-steps {self.rival_steps}: give 1 or more")
+        if rank_and_count()[1] > 1:
+            raise InputError("torchrun: gpseg.evaluate runs in one process; start it with python")
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    """Compute the cells that are missing, then write results.json, results.md and report.html.
+
+    Args:
+        config: the options.
+
+    Raises:
+        InputError: options, data, generator or an earlier comparison in `config.out` can't be used.
+        RunError: cells failed (once all others are done), or the disk is full.
+    """
+    config.check()
+    folder = config.out / "cells"
+    with logging_redirect_tqdm():
+        failed = []
+        if not config.report_only:
+            setting = _setting(config)
+            failed = _compute(folder, _keys(config), setting)
+        setting = _stored(config.out)
+        write_summary(config.out, _cells(folder, setting), setting)
+    if failed:
+        first = f"{failed[0].key}: {failed[0].failed}"
+        raise RunError(
+            f"{len(failed)} cells failed, the first is {first}; the same command tries them again"
+        )
+
+
+def _keys(config: EvaluateConfig) -> list[Key]:
+    """The cells in their order: all methods on a draw before the next draw, so that what is there can be compared."""
+    methods = [name for name in METHODS if name in (FLOOR, *config.methods)]
+    return [
+        Key(draw, shots, method)
+        for draw in range(config.draws)
+        for shots in sorted({*config.shots})
+        for method in methods
+    ]
+
+
+def _setting(config: EvaluateConfig) -> Setting:
+    """Read and check everything that the options name, and make the folder or find it made for the same options."""
+    choose_device(config.device)
+    inputs = TrainConfig(
+        data=config.data,
+        generator=config.generator,
+        pretrain_kimg=config.pretrain_kimg,
+        device=config.device,
+        tuning=config.tuning,
+    )
+    splits = config.out / "splits.json"
+    parts = open_data(inputs, splits if splits.exists() else None)
+    held = parts.splits.val if config.split == "val" else parts.splits.test
+    if not held:
+        raise InputError(
+            f"{parts.root}: holds no {config.split} images to score on; label 8 or more, or name them in splits.json"
+        )
+    drawn = {stem for key in _keys(config) for stem in parts.few_shot(key.shots, key.draw)}
+    parts.check(sorted(drawn.union(parts.splits.val, held)))
+    generator = find_generator(inputs, parts)
+    *_, about = load_generator(generator)
+    setting = Setting(
+        data=parts.root.resolve(),
+        splits=splits.resolve(),
+        generator=generator.resolve(),
+        generator_sha256=hashlib.sha256(generator.read_bytes()).hexdigest(),
+        images_seen=about.get("images_seen"),
+        split=config.split,
+        jitter=config.jitter,
+        rival_steps=config.rival_steps,
+        tuning=config.tuning,
+        device=config.device,
+    )
+    _open_folder(config.out, setting, parts)
+    return setting
+
+
+def _open_folder(out: Path, setting: Setting, parts: PartFolder) -> None:
+    if (out / "setting.json").exists():
+        _check_same(out, _stored(out), setting)
+    elif out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"{out}: already there and not of gpseg.evaluate; give another --out")
+    try:
+        (out / "cells").mkdir(parents=True, exist_ok=True)
+    except PermissionError:
+        raise InputError(f"{out}: no permission to write there; give another --out") from None
+    for folder in (out, out / "cells"):
+        remove_leftovers(folder)
+    parts.splits.save(out / "splits.json")
+    with replacing(out / "setting.json") as temporary:
+        content = json.dumps(dataclasses.asdict(setting), indent=2, default=str)
+        temporary.write_text(content + "\n")
+
+
+def _check_same(out: Path, stored: Setting, setting: Setting) -> None:
+    before, now = _flat(stored.options), _flat(setting.options)
+    for name in {**before, **now}:
+        if before.get(name) != now.get(name):
+            raise InputError(
+                f"{out}: that comparison has {name} = {before.get(name)}, not {now.get(name)}; give the same option, or "
+                "another --out"
+            )
+
+
+def _flat(options: dict[str, Any]) -> dict[str, Any]:
+    return {**options, **options["tuning"], "tuning": None}
+
+
+def _stored(out: Path) -> Setting:
+    """What the comparison in a folder was started with."""
+    path = out / "setting.json"
+    try:
+        content = json.loads(path.read_text())
+        content["tuning"] = FinetuneConfig(**content["tuning"])
+        paths = {name: Path(content[name]) for name in ("data", "splits", "generator")}
+        return Setting(**{**content, **paths})
+    except FileNotFoundError:
+        raise InputError(f"{out}: no comparison there; run without --report-only first") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: can't be read ({error}); give another --out") from error
+
+
+def _compute(folder: Path, keys: Sequence[Key], setting: Setting) -> list[Cell]:
+    """Compute what is missing; returns the cells that failed."""
+    finished = {cell.key: cell for cell in _cells(folder, setting) if not cell.failed}
+    missing = [key for key in keys if key not in finished]
+    failed = []
+    for number, key in enumerate(missing):
+        left = _left(missing[number:], list(finished.values()))
+        log.info("cell %d of %d: %s%s", len(keys) - len(missing) + number + 1, len(keys), key, left)
+        try:
+            in_fresh_process(run_cell, folder, key, setting)
+        except KeyboardInterrupt:
+            log.info("%s holds what is finished; the same command continues", folder.parent)
+            raise
+        except Exception as error:  # whatever a method dies of, the others go on
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            log.warning("failed: %s: %s", key, reason)
+            Cell.write_failure(folder, key, setting, reason)
+        cell = Cell.read(folder / f"{key}.json")
+        if cell.failed:
+            failed.append(cell)
+        else:
+            finished[key] = cell
+            _say(cell)
+    return failed
+
+
+def _left(missing: Sequence[Key], finished: Sequence[Cell]) -> str:
+    """How long the missing cells will take, judged by the finished ones of the same methods."""
+    seconds: dict[str, list[float]] = {}
+    for cell in finished:
+        seconds.setdefault(cell.key.method, []).append(cell.facts["seconds"])
+    means = {method: statistics.mean(values) for method, values in seconds.items()}
+    trained = [mean for method, mean in means.items() if method != FLOOR]
+    if not trained:
+        return ""
+    typical = statistics.mean(trained)
+    minutes = sum(means.get(key.method, typical) for key in missing) / 60
+    return f", about {max(1, round(minutes))} min left"
+
+
+def _say(cell: Cell) -> None:
+    facts = cell.facts
+    scores = []
+    for row in cell.rows:
+        counts = cell.counts(row)
+        assert counts is not None
+        scores.append(f"{row} {percent(pooled_iou(counts).nanmean().item())}")
+    memory = facts["peak_memory_bytes"]
+    log.info(
+        "%s mIoU: %s; trained for %.0f s%s",
+        facts["split"],
+        ", ".join(scores),
+        facts["train_seconds"],
+        f", {memory / 2**30:.2f} GiB at the peak" if memory else "",
+    )
+
+
+def _cells(folder: Path, setting: Setting) -> list[Cell]:
+    """All cells that are there, of whatever methods, shots and draws."""
+    cells = [Cell.read(path) for path in sorted(folder.glob("*.json"))]
+    for cell in cells:
+        if cell.facts.get("options_sha256") != setting.options_sha256:
+            raise InputError(
+                f"{cell.path}: computed with other options than setting.json has; remove it"
+            )
+    return [cell for cell in cells if cell.key.method in METHODS]

@@ -1,0 +1,166 @@
+"""What is compared: gpseg, its controls, its rivals and the floor, each trained on the same task.
+
+A control is gpseg with one option changed. A method that ends with a `Segmenter` is scored with the read-out that is
+better in validation, and with each of its read-outs besides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gpseg.data import Classes
+from gpseg.evaluation.metrics import majority_mask
+from gpseg.evaluation.results import BATCH, Held, choose_readout, predictions
+from gpseg.evaluation.rivals import train_unet
+from gpseg.models.segmenter import READOUTS, Segmenter
+from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig
+from gpseg.training.device import choose_device
+from gpseg.training.finetune import FinetuneConfig, Finetuner, TrainingSet, finetune
+from gpseg.training.run_folder import RunFolder
+
+FLOOR = "majority"
+OURS = "gpseg"
+
+
+class Predictor(Protocol):
+    """What a training gives."""
+
+    def probabilities(self, images: Tensor, /) -> Tensor:
+        """Class probabilities [N, K, r, r] of uint8 images [N, 3, r, r]."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is trained with.
+
+    Args:
+        training: labelled and unlabelled images.
+        val: labelled images to choose by; may be none.
+        generator: pre-trained.
+        discriminator: pre-trained with it.
+        network: what both are built from.
+        tuning: options of fine-tuning; seed and precision hold for every method.
+        rival_steps: training steps of rivals; None for each one's own.
+        device: where to train, as `gpseg.training.device.choose_device` takes it.
+        folder: where logs of the training may go.
+    """
+
+    training: TrainingSet
+    val: Held
+    generator: Generator
+    discriminator: Discriminator
+    network: NetworkConfig
+    tuning: FinetuneConfig
+    rival_steps: int | None
+    device: str
+    folder: Path
+
+    @property
+    def rival_options(self) -> dict[str, Any]:
+        """Keyword arguments that every rival's training takes."""
+        steps = {} if self.rival_steps is None else {"steps": self.rival_steps}
+        seed, precision = self.tuning.seed, self.tuning.precision
+        return {**steps, "seed": seed, "precision": precision, "device": self.device}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of the comparison.
+
+    Args:
+        description: what it is, in a few words.
+        kind: what it is there for.
+        train: trains it.
+    """
+
+    description: str
+    kind: Literal["floor", "rival", "control", "ours"]
+    train: Callable[[Task], Predictor]
+
+
+class Majority:
+    """Predicts the most frequent class of the training masks at each pixel, whatever the image.
+
+    Args:
+        masks: training masks [k, r, r].
+        classes: the classes.
+    """
+
+    def __init__(self, masks: Tensor, classes: Classes) -> None:
+        mask = majority_mask(masks, classes.num_classes, classes.ignore_index)
+        self._probabilities = F.one_hot(mask.long(), classes.num_classes).permute(2, 0, 1).float()
+
+    def probabilities(self, images: Tensor, /) -> Tensor:
+        """The same [K, r, r] of zeros and ones for each of N images."""
+        return self._probabilities.expand(len(images), -1, -1, -1)
+
+
+def masks_of(name: str, predictor: Predictor, images: Tensor) -> dict[str, Tensor]:
+    """Predict images by a method, and where it has several read-outs by each of them.
+
+    Args:
+        name: the method's name.
+        predictor: what its training gave.
+        images: uint8 [N, 3, r, r].
+
+    Returns:
+        uint8 [N, r, r] of class ids, by "name" and "name-readout".
+    """
+    if isinstance(predictor, Segmenter):
+        found = predictions(predictor, images)
+        return {name: found[predictor.readout], **{f"{name}-{r}": found[r] for r in READOUTS}}
+    masks = [predictor.probabilities(batch).argmax(1).cpu() for batch in images.split(BATCH)]
+    return {name: torch.cat(masks).to(torch.uint8)}
+
+
+def _majority(task: Task) -> Predictor:
+    return Majority(task.training.masks, task.training.classes)
+
+
+def _unet(task: Task) -> Predictor:
+    data = task.training
+    return train_unet(data.images, data.masks, data.classes, **task.rival_options)
+
+
+def _gpseg(task: Task, **changes: Any) -> Predictor:
+    config = dataclasses.replace(task.tuning, **changes)
+    torch.manual_seed(config.seed)
+    trainer = Finetuner(
+        config,
+        task.training,
+        task.generator,
+        task.discriminator,
+        task.network,
+        choose_device(task.device),
+    )
+    with RunFolder.open(task.folder, "evaluate", dataclasses.asdict(config)) as folder:
+        finetune(trainer, folder, lambda: False)
+    segmenter = trainer.segmenter()
+    choose_readout(segmenter, task.val)
+    return segmenter
+
+
+METHODS: Mapping[str, Method] = {
+    FLOOR: Method("the training masks' vote; sees no image", "floor", _majority),
+    "unet": Method("U-Net from scratch", "rival", _unet),
+    # "pixel-classifier": hypercolumns of the frozen generator
+    # "encoder-decoder", "encoder-decoder-random": from the discriminator's trunk, and from nothing
+    OURS: Method("two streams, progressive", "ours", _gpseg),
+    "direct": Method("part map from the start", "control", partial(_gpseg, ramp="direct")),
+    "fixed": Method("target halfway for good", "control", partial(_gpseg, ramp="fixed")),
+    "one-stream": Method("no crossing features", "control", partial(_gpseg, crossing=False)),
+    "no-unlabelled": Method(
+        "labelled images alone", "control", partial(_gpseg, unlabelled_batch=0)
+    ),
+    "random-init": Method("random generator", "control", partial(_gpseg, pretrained=False)),
+}
+"""Every method by name, in the order in which tables show them."""

@@ -1,0 +1,75 @@
+"""Every method trains on a small task and predicts; controls differ from ours in the one thing they are named for."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpseg.data import PartFolder, write_drawn
+from gpseg.evaluation.methods import FLOOR, METHODS, OURS, Majority, Task, masks_of
+from gpseg.evaluation.metrics import majority_score, score
+from gpseg.evaluation.results import load_held
+from gpseg.evaluation.segment import training_set
+from gpseg.models.segmenter import Segmenter
+from gpseg.models.stylegan2 import NetworkConfig
+from gpseg.training.finetune import FinetuneConfig
+
+NETWORK = NetworkConfig(16, z_dim=8, w_dim=8, channel_base=128, channel_max=8, mapping_layers=2)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    folder = tmp_path_factory.mktemp("task")
+    parts = PartFolder.open(write_drawn(folder / "faces", 16, labelled=16, unlabelled=4))
+    torch.manual_seed(0)
+    return Task(
+        training=training_set(parts, parts.few_shot(2, 0), 16, unlabelled=True),
+        val=load_held(parts, parts.splits.val, 16),
+        generator=NETWORK.generator(),
+        discriminator=NETWORK.discriminator(),
+        network=NETWORK,
+        tuning=FinetuneConfig(steps=2, labelled_batch=2, unlabelled_batch=2, precision="fp32"),
+        rival_steps=2,
+        device="cpu",
+        folder=folder,
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_and_predicts(name: str, task: Task, tmp_path: Path) -> None:
+    task = dataclasses.replace(task, folder=tmp_path / "logs")
+    predictor = METHODS[name].train(task)
+    images = task.training.images
+    probabilities = predictor.probabilities(images)
+    assert probabilities.shape == (2, task.training.classes.num_classes, 16, 16)
+    assert torch.allclose(probabilities.sum(1), torch.ones(2, 16, 16), atol=1e-3)
+    masks = masks_of(name, predictor, images)
+    assert masks[name].equal(probabilities.argmax(1).to(torch.uint8))
+    read_outs = {f"{name}-palette", f"{name}-classifier"} if name not in (FLOOR, "unet") else set()
+    assert masks.keys() == {name} | read_outs
+
+
+def test_a_control_changes_what_it_is_named_for(task: Task, tmp_path: Path) -> None:
+    def trained(name: str) -> Segmenter:
+        predictor = METHODS[name].train(dataclasses.replace(task, folder=tmp_path / name))
+        assert isinstance(predictor, Segmenter)
+        return predictor
+
+    ours, again = (
+        trained(OURS),
+        METHODS[OURS].train(dataclasses.replace(task, folder=tmp_path / "again")),
+    )
+    assert ours.probabilities(task.val.images).equal(again.probabilities(task.val.images))
+    assert trained("one-stream").model.crossings is None and ours.model.crossings is not None
+    for name in ("direct", "fixed", "no-unlabelled", "random-init"):
+        found = trained(name).probabilities(task.val.images)
+        assert not found.equal(ours.probabilities(task.val.images)), name
+
+
+def test_the_floor_scores_as_the_majority_mask(task: Task) -> None:
+    training, val = task.training, task.val
+    floor = Majority(training.masks, training.classes)
+    masks = masks_of(FLOOR, floor, val.images)[FLOOR]
+    expected = majority_score(training.masks, val.masks, training.classes)
+    assert score(masks, val.masks, training.classes).miou == expected.miou

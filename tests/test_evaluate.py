@@ -1,0 +1,206 @@
+"""`python -m gpseg.evaluate` from end to end, small: cells, what is continued and refused, and the report."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gpseg.commandline import run
+from gpseg.data import PartFolder, write_drawn
+from gpseg.evaluation import experiment
+from gpseg.evaluation.cells import Cell
+from gpseg.evaluation.experiment import EvaluateConfig, evaluate
+from gpseg.evaluation.metrics import majority_score, score
+from gpseg.evaluation.results import load_held
+from gpseg.models.checkpoint import save_generator
+from gpseg.models.stylegan2 import NetworkConfig
+
+NETWORK = NetworkConfig(16, z_dim=8, w_dim=8, channel_base=128, channel_max=8, mapping_layers=2)
+SMALL = ["--steps", "4", "--labelled-batch", "2", "--unlabelled-batch", "2", "--rival-steps", "2"]
+GRID = ["--methods", "unet", "gpseg", "--shots", "1", "3", "--draws", "2"]
+
+
+def command(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        run("gpseg.evaluate", EvaluateConfig, evaluate, "Evaluate.", arguments)
+    return int(exit_.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a data set `faces`, a generator for it, and a finished comparison `done`."""
+    home = tmp_path_factory.mktemp("home")
+    write_drawn(home / "faces", 16, labelled=20, unlabelled=6)
+    torch.manual_seed(0)
+    save_generator(
+        home / "generator.safetensors",
+        NETWORK.generator(),
+        NETWORK.discriminator(),
+        NETWORK,
+        {"images_seen": 4000},
+    )
+    assert command([*inputs(home), *SMALL, *GRID, "--out", str(home / "done")]) == 0
+    return home
+
+
+def inputs(home: Path) -> list[str]:
+    return ["--data", str(home / "faces"), "--generator", str(home / "generator.safetensors")]
+
+
+@pytest.fixture
+def done(home: Path, tmp_path: Path) -> Path:
+    """A copy of the finished comparison."""
+    return Path(shutil.copytree(home / "done", tmp_path / "done"))
+
+
+def results(out: Path) -> dict:
+    content: dict = json.loads((out / "results.json").read_text())
+    return content
+
+
+def test_every_method_has_a_row_for_every_draw(done: Path) -> None:
+    found = {(row["line"], row["shots"], row["draw"]) for row in results(done)["cells"]}
+    lines = ("majority", "unet", "gpseg", "gpseg-palette", "gpseg-classifier")
+    assert found == {(x, k, draw) for x in lines for k in (1, 3) for draw in (0, 1)}
+    for row in results(done)["cells"]:
+        assert 0 <= row["miou"] <= 1 and 0 <= row["validation"] <= 1
+        assert row["changed"].keys() == {"similarity", "blur", "noise", "JPEG", "grey"}
+        assert row["seed"] == row["draw"] and row["peak_memory_bytes"] > 2**26
+        assert row["seconds"] >= row["train_seconds"] and row["images_per_second"] > 0
+
+
+def test_scores_are_those_of_the_masks_that_are_kept(home: Path, done: Path) -> None:
+    parts = PartFolder.open(home / "faces")
+    test = load_held(parts, parts.splits.test, 16)
+    rows = {(row["line"], row["shots"], row["draw"]): row for row in results(done)["cells"]}
+    cell = Cell.read(done / "cells" / "gpseg-3-shot-draw-1.json")
+    chosen = f"gpseg-{cell.facts['readout']}"
+    assert cell.masks("gpseg").equal(cell.masks(chosen))
+    own = score(cell.masks("gpseg"), test.masks, parts.classes)
+    assert rows["gpseg", 3, 1]["miou"] == pytest.approx(own.miou)
+    labelled = load_held(parts, parts.few_shot(3, 1), 16)
+    floor = majority_score(labelled.masks, test.masks, parts.classes)
+    assert rows["majority", 3, 1]["miou"] == pytest.approx(floor.miou)
+
+
+def test_the_report_says_it_all(done: Path) -> None:
+    markdown = (done / "results.md").read_text()
+    page = (done / "report.html").read_text()
+    for text in ("gpseg − unet", "over the floor", "small parts", "pre-trained on 4,000 images"):
+        assert text in markdown and text in page
+    assert re.search(r"\| gpseg \| 2 \| \d+\.\d ± \d+\.\d \| [+−]\d+\.\d ± \d+\.\d \|", markdown)
+    assert (
+        "| Progressive beats direct fine-tuning, most at the fewest labels | not measured |"
+        in markdown
+    )
+    assert "One label worth five" in markdown
+    assert page.count("<b>worst, 1 shot</b>") == page.count("<b>best, 3 shots</b>") == 1
+    differences = {(d["line"], d["shots"]) for d in results(done)["differences"]}
+    assert ("unet", 1) in differences and ("majority", 3) in differences
+
+
+def test_continues_with_what_is_missing(
+    home: Path, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = results(done)["cells"]
+    computed: list[str] = []
+    in_fresh_process = experiment.in_fresh_process
+
+    def counted(function, folder, key, setting):
+        computed.append(str(key))
+        return in_fresh_process(function, folder, key, setting)
+
+    monkeypatch.setattr(experiment, "in_fresh_process", counted)
+    (
+        done / "cells" / "gpseg-3-shot-draw-1.json"
+    ).unlink()  # as a kill between the two files leaves it
+    (done / "cells" / f".x.json.{2**22 + 1}.tmp").touch()
+    assert command([*inputs(home), *SMALL, *GRID, "--out", str(done)]) == 0
+    assert computed == ["gpseg-3-shot-draw-1"]
+    assert not [*(done / "cells").glob(".*")]
+    scores = [
+        [(row["line"], row["miou"]) for row in rows] for rows in (before, results(done)["cells"])
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_other_options_are_refused_in_one_line(
+    home: Path, done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command([*inputs(home), *SMALL, *GRID, "--out", str(done), "--lr", "0.5"]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "has lr = 0.02, not 0.5" in message and "another --out" in message
+
+
+def test_a_cell_of_another_comparison_is_refused(
+    done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = done / "cells" / "unet-1-shot-draw-0.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "options_sha256": "0"}))
+    assert command(["--out", str(done), "--report-only"]) == 2
+    assert "unet-1-shot-draw-0.json: computed with other options" in capsys.readouterr().err
+
+
+def test_what_fails_is_said_and_the_rest_goes_on(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A learning rate that blows up fails gpseg, and gpseg alone."""
+    wild = ["--lr", "1e30", "--lr-pretrained", "1e30", "--precision", "fp32"]
+    grid = ["--methods", "unet", "gpseg", "--shots", "1", "--draws", "1", "--no-jitter"]
+    assert command([*inputs(home), *SMALL, *wild, *grid, "--out", str(tmp_path)]) == 1
+    assert "1 cells failed" in capsys.readouterr().err.splitlines()[-1]
+    assert {row["line"] for row in results(tmp_path)["cells"]} == {"majority", "unet"}
+    (failed,) = results(tmp_path)["failed"]
+    assert failed["method"] == "gpseg" and "not finite" in failed["reason"]
+    assert "Failed: gpseg-1-shot-draw-0: RunError" in (tmp_path / "results.md").read_text()
+
+
+def test_the_report_is_made_anew_from_what_is_there(done: Path) -> None:
+    for name in ("results.json", "results.md", "report.html"):
+        (done / name).unlink()
+    for path in (done / "cells").glob("*-draw-1.*"):
+        path.unlink()
+    assert command(["--out", str(done), "--report-only"]) == 0
+    assert {row["draw"] for row in results(done)["cells"]} == {0}
+    assert "One draw of labelled images" in (done / "results.md").read_text()
+
+
+def test_validation_never_looks_at_test(home: Path, tmp_path: Path) -> None:
+    grid = ["--methods", "majority", "--shots", "1", "--draws", "1", "--split", "val"]
+    assert command([*inputs(home), *SMALL, *grid, "--out", str(tmp_path)]) == 0
+    cell = Cell.read(tmp_path / "cells" / "majority-1-shot-draw-0.json")
+    assert cell.facts["images"] == PartFolder.open(home / "faces").splits.val
+    assert "not a result" in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "magic"], '"magic" is none of majority, unet'),
+        (["--shots", "0"], "--shots: give one or more"),
+        (["--draws", "9"], "draw 5 does not exist"),
+        (["--shots", "30"], "has only"),
+        (["--report-only"], "no comparison there"),
+    ],
+)
+def test_bad_input_is_said_before_anything_is_written(
+    arguments: list[str],
+    message: str,
+    home: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    assert command([*inputs(home), *arguments, "--out", str(out)]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(home: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "mine.npy", np.zeros(1))
+    assert command([*inputs(home), "--out", str(tmp_path)]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.npy"]
