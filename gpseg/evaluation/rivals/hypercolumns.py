@@ -2,8 +2,7 @@
 
 The hypercolumn of a pixel is what the feature maps of all resolutions hold there, each brought to the image's resolution R
 by bilinear interpolation, one after the other from the coarsest on (Hariharan et al., CVPR 2015). Of all pixels of N
-images that is a matrix [N·R·R, ΣC]: 23 GB of float32 for 30 images of 256 px and the published StyleGAN2. All that is done with it
-is linear in the maps, so it is done to the maps.
+images that is a matrix [N·R·R, ΣC], 23 GB of float32 for 30 images of 256 px and the published StyleGAN2.
 """
 
 from collections.abc import Mapping
@@ -36,37 +35,6 @@ def columns_at(maps: Maps, places: Tensor, resolution: int) -> Tensor:
         ],
         dim=1,
     ).squeeze(3)
-
-
-def projected_rows(maps: Maps, weight: Tensor, rows: slice, resolution: int) -> Tensor:
-    """Every pixel's hypercolumn in some rows, times a matrix: each map is projected where it has the fewest columns.
-
-    Args:
-        maps: feature maps.
-        weight: [H, ΣC].
-        rows: which rows of the image.
-        resolution: R.
-
-    Returns:
-        [N, H, rows, R], float32.
-    """
-    order = sorted(maps)
-    parts = weight.split([maps[r].shape[1] for r in order], dim=1)
-    total: Tensor | None = None
-    for r, part in zip(order, parts, strict=True):
-        chosen = _interpolation(r, resolution, weight.device)[:, rows].T @ maps[r].float()
-        projected = F.conv2d(chosen, part[:, :, None, None])
-        size = [chosen.shape[2], resolution]
-        wide = F.interpolate(projected, size=size, mode="bilinear", align_corners=False)
-        total = wide if total is None else total.add_(wide)
-    assert total is not None
-    return total
-
-
-def _interpolation(r: int, resolution: int, device: torch.device) -> Tensor:
-    """The matrix [r, resolution] that a line of r values is multiplied with to be brought to `resolution`."""
-    unit = torch.eye(r, device=device).unsqueeze(0)
-    return F.interpolate(unit, size=resolution, mode="linear", align_corners=False)[0]
 
 
 class Moments:
@@ -117,3 +85,9 @@ class Moments:
         """Standard deviation [ΣC], float32; 1 where a channel doesn't vary."""
         deviation = self._variance.clamp(min=0).sqrt().float()
         return torch.where(deviation > 1e-6, deviation, 1.0)
+
+
+def _interpolation(r: int, resolution: int, device: torch.device) -> Tensor:
+    """The matrix [r, resolution] that a line of r values is multiplied with to be brought to `resolution`."""
+    unit = torch.eye(r, device=device).unsqueeze(0)
+    return F.interpolate(unit, size=resolution, mode="linear", align_corners=False)[0]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gpseg.data import PairAugment
-from gpseg.evaluation.rivals.hypercolumns import Maps, Moments, columns_at, projected_rows
+from gpseg.evaluation.rivals.hypercolumns import Maps, Moments, columns_at
 from gpseg.evaluation.rivals.inversion import images_at_once, invert
 from gpseg.evaluation.rivals.training import (
     default_augment,
@@ -33,8 +33,8 @@ LR = 3e-3
 IMAGES_A_STEP = 8
 PIXELS_AN_IMAGE = 256
 IMAGES_FOR_MOMENTS = 64
-PIXELS_A_TILE = 2**13
-"""Pixels that are classified together; all members' first hidden layer of them is 40 MB."""
+PIXELS_A_TILE = 2**10
+"""Pixels that are classified together; all members' first hidden layer of them, 5 MB, stays in a cache."""
 
 
 class Ensemble(nn.Module):
@@ -75,18 +75,17 @@ class Ensemble(nn.Module):
         return logits.unflatten(1, (self.members, -1))
 
     def probabilities(self, maps: Maps, resolution: int) -> Tensor:
-        """The members' mean class probabilities [N, K, R, R] of all pixels, a few rows at a time."""
-        weight = self.first.weight.squeeze(2) / self.deviation
-        bias = self.first(-(self.mean / self.deviation)[None, :, None])[0]  # [M·H, 1]
-        count = len(next(iter(maps.values())))
-        height = max(1, PIXELS_A_TILE // (count * resolution))
-        tiles = []
-        for top in range(0, resolution, height):
-            rows = slice(top, min(top + height, resolution))
-            hidden = projected_rows(maps, weight, rows, resolution).add_(bias[:, None])
-            logits = self.rest(hidden.flatten(2)).unflatten(1, (self.members, -1))
-            tiles.append(logits.softmax(2).mean(1).unflatten(2, (-1, resolution)))
-        return torch.cat(tiles, dim=2)
+        """The members' mean class probabilities [N, K, R, R] of all pixels, a few at a time."""
+        images = []
+        for n in range(len(next(iter(maps.values())))):
+            own = {r: x[n : n + 1].float() for r, x in maps.items()}
+            pixels = torch.arange(resolution**2, device=self.mean.device)[None]
+            tiles = [
+                self(columns_at(own, places, resolution)).softmax(2).mean(1)
+                for places in pixels.split(PIXELS_A_TILE, dim=1)
+            ]
+            images.append(torch.cat(tiles, dim=2))
+        return torch.cat(images).unflatten(2, (resolution, resolution))
 
 
 class PixelClassifier:
