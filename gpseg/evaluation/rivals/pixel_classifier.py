@@ -229,7 +229,7 @@ def _classifier(
     def backward() -> Tensor:
         chosen = torch.randint(len(data.images), (IMAGES_A_STEP,), generator=random)
         x, y = augment(to_float(data.images[chosen]), data.masks[chosen], random)
-        places, ids = _drawn_pixels(y, weights, PIXELS_AN_IMAGE, random)
+        places, ids = drawn_pixels(y, weights, PIXELS_AN_IMAGE, random)
         with torch.no_grad():
             columns = torch.cat(
                 [
@@ -257,7 +257,7 @@ def _for_moments(data: TrainingSet) -> Tensor:
     return torch.cat([data.images, data.unlabelled[[*more]]]) if more else data.images
 
 
-def _drawn_pixels(
+def drawn_pixels(
     masks: Tensor, weights: Tensor, count: int, random: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Pixels [N, count], row by row, drawn by their class's weight [K], and their ids; without a class only where an
