@@ -218,7 +218,7 @@ def _classifier(
 
     moments = Moments(resolution)
     with torch.no_grad():
-        for images in _for_moments(data).split(at_once):
+        for images in _for_moments(data, random).split(at_once):
             moments.add(features(to_float(images.to(device))))
     with seeded(seed, device):
         ensemble = Ensemble(len(moments.mean), classes.num_classes, members).to(device)
@@ -251,10 +251,11 @@ def _classifier(
     return PixelClassifier(features, ema, resolution)
 
 
-def _for_moments(data: TrainingSet) -> Tensor:
+def _for_moments(data: TrainingSet, random: torch.Generator) -> Tensor:
     """Labelled images, and as many unlabelled ones as there is need of: one image's pixels tell little of others'."""
-    more = range(min(len(data.unlabelled), max(0, IMAGES_FOR_MOMENTS - len(data.images))))
-    return torch.cat([data.images, data.unlabelled[[*more]]]) if more else data.images
+    more = max(0, IMAGES_FOR_MOMENTS - len(data.images))
+    chosen = torch.randperm(len(data.unlabelled), generator=random)[:more]
+    return torch.cat([data.images, data.unlabelled[chosen]]) if len(chosen) else data.images
 
 
 def drawn_pixels(
