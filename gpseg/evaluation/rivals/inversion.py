@@ -5,7 +5,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from gpseg.evaluation.rivals.training import default_augment, fit, seeded
+from gpseg.data import PairAugment
+from gpseg.evaluation.rivals.training import fit, seeded
 from gpseg.models.encoder import Encoder
 from gpseg.models.segmenter import to_float
 from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig
@@ -88,14 +89,15 @@ def invert(
     skips: bool,
     steps: int,
     batch: int,
+    augment: PairAugment,
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
 ) -> InvertedGenerator:
     """Train an encoder by the image stream's loss on all images, labelled or not.
 
-    Half of a batch is labelled where there are unlabelled images: what the pixel classifier reads has to be right for
-    those too.
+    Half of a batch is labelled, however many unlabelled images there are: the pixel classifier learns from what becomes
+    of those.
 
     Args:
         data: the images; masks are not used.
@@ -105,6 +107,7 @@ def invert(
         skips: see `Inverter`.
         steps: training steps.
         batch: augmented images a step.
+        augment: how to augment them.
         seed: decides weights, batches and augmentation.
         device: where to train.
         dtype: dtype of the feature maps.
@@ -120,7 +123,6 @@ def invert(
         inverter = Inverter(generator, discriminator, network, skips=skips).to(device)
     frozen = InvertedGenerator(generator, inverter, dtype)
     perceptual = PerceptualLoss(discriminator).to(device)
-    augment = default_augment(data.classes)
     random = torch.Generator().manual_seed(seed)
 
     def backward() -> Tensor:
@@ -135,10 +137,9 @@ def invert(
             total += error.detach()
         return total
 
-    trunk = inverter.encoder.trunk
-    new = nn.ModuleList(m for name, m in inverter.named_children() if name != "encoder")
-    new.extend(m for m in inverter.encoder.children() if m is not trunk)
-    rates = [(trunk, loss.lr_pretrained), (new, loss.lr)]
+    encoder = inverter.encoder
+    new = nn.ModuleList([encoder.hidden, encoder.to_ws, encoder.adapters, inverter.skips])
+    rates: list[tuple[nn.Module, float]] = [(encoder.trunk, loss.lr_pretrained), (new, loss.lr)]
     ema = fit(inverter, rates, backward, steps=steps, name="inversion")
     return InvertedGenerator(generator, ema, dtype)
 

@@ -148,7 +148,7 @@ def train_pixel_classifier(
         inversion_batch: augmented images a step, for the encoder.
         steps: training steps of the classifiers.
         members: classifiers whose votes are averaged.
-        augment: how to augment labelled images; None for a strong augmentation that suits most classes of images.
+        augment: how to augment images; None for a strong augmentation that suits most classes of images.
         seed: decides weights, batches and augmentation.
         device: where to train, as `gpseg.training.device.choose_device` takes it.
         precision: dtype of the feature maps.
@@ -159,6 +159,7 @@ def train_pixel_classifier(
     """
     require_resolution(data.images, network.img_resolution)
     place = choose_device(device)
+    augment = augment or default_augment(data.classes)
     inverted = invert(
         data,
         generator,
@@ -167,6 +168,7 @@ def train_pixel_classifier(
         skips=skips,
         steps=inversion_steps,
         batch=inversion_batch,
+        augment=augment,
         seed=seed,
         device=place,
         dtype=choose_dtype(precision, place),
@@ -194,6 +196,7 @@ def train_discriminator_classifier(
     place = choose_device(device)
     dtype = choose_dtype(precision, place)
     frozen = copy.deepcopy(discriminator).eval().requires_grad_(False).to(place)
+    augment = augment or default_augment(data.classes)
     return _classifier(
         lambda x: frozen.features(x, dtype=dtype), data, steps, members, augment, seed, place
     )
@@ -204,7 +207,7 @@ def _classifier(
     data: TrainingSet,
     steps: int,
     members: int,
-    augment: PairAugment | None,
+    augment: PairAugment,
     seed: int,
     device: torch.device,
 ) -> PixelClassifier:
@@ -212,7 +215,6 @@ def _classifier(
     resolution = data.images.shape[2]
     classes = data.classes
     at_once = images_at_once(resolution)
-    augment = augment or default_augment(classes)
     random = torch.Generator().manual_seed(seed)
     weights = class_weights(data.masks, classes.num_classes)
 

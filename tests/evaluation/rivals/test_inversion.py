@@ -3,7 +3,7 @@ import torch
 from gpseg.evaluation.rivals import inversion
 from gpseg.evaluation.rivals.inversion import InvertedGenerator, invert
 from gpseg.models.segmenter import to_float
-from tests.evaluation.rivals.squares import NETWORK, prior, squares, training_set
+from tests.evaluation.rivals.squares import NETWORK, STILL, prior, squares, training_set
 
 
 def inverted(skips: bool = True, steps: int = 2) -> InvertedGenerator:
@@ -14,6 +14,7 @@ def inverted(skips: bool = True, steps: int = 2) -> InvertedGenerator:
         skips=skips,
         steps=steps,
         batch=4,
+        augment=STILL,
         seed=0,
         device=torch.device("cpu"),
         dtype=torch.float32,
