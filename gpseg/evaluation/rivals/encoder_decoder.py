@@ -15,9 +15,9 @@ from gpseg.training.device import Precision, choose_device, choose_dtype
 from gpseg.training.finetune import TrainingSet
 
 WIDTH = 64
-TRUNK_LR = 2e-3
+TRUNK_LR = 5e-3
 """Learning rate of the trunk, whose weights are of unit size whatever their fan-in (see `gpseg.nn`): relative to them it
-is far below that of the decoder."""
+is far below that of the decoder. Fine-tuning takes the same."""
 
 
 class EncoderDecoder(MaskNetwork):
