@@ -69,6 +69,8 @@ class InvertedGenerator:
     def __init__(self, generator: Generator, inverter: Inverter, dtype: torch.dtype) -> None:
         device = inverter.encoder.w_mean.device
         self.synthesis = copy.deepcopy(generator.synthesis).eval().requires_grad_(False).to(device)
+        # Where even one image is large, memory is what there is least of.
+        self.synthesis.checkpointing = images_at_once(self.synthesis.img_resolution) == 1
         self.inverter = inverter
         self.dtype = dtype
 
@@ -122,6 +124,7 @@ def invert(
     with seeded(seed, device):
         inverter = Inverter(generator, discriminator, network, skips=skips).to(device)
     frozen = InvertedGenerator(generator, inverter, dtype)
+    inverter.encoder.trunk.checkpointing = frozen.synthesis.checkpointing
     perceptual = PerceptualLoss(discriminator).to(device)
     random = torch.Generator().manual_seed(seed)
 
