@@ -20,7 +20,12 @@ from torch.nn import functional as F
 from gpseg.data import Classes
 from gpseg.evaluation.metrics import majority_mask
 from gpseg.evaluation.results import BATCH, Held, choose_readout, predictions
-from gpseg.evaluation.rivals import train_unet
+from gpseg.evaluation.rivals import (
+    train_discriminator_classifier,
+    train_encoder_decoder,
+    train_pixel_classifier,
+    train_unet,
+)
 from gpseg.models.segmenter import READOUTS, Segmenter
 from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig
 from gpseg.training.device import choose_device
@@ -131,6 +136,22 @@ def _unet(task: Task) -> Predictor:
     return train_unet(data.images, data.masks, data.classes, **task.rival_options)
 
 
+def _pixel_classifier(task: Task, skips: bool) -> Predictor:
+    networks = task.generator, task.discriminator, task.network
+    return train_pixel_classifier(task.training, *networks, skips=skips, **task.rival_options)
+
+
+def _encoder_decoder(task: Task, pretrained: bool) -> Predictor:
+    networks = task.discriminator, task.network
+    options = task.rival_options
+    return train_encoder_decoder(task.training, *networks, pretrained=pretrained, **options)
+
+
+def _discriminator_classifier(task: Task) -> Predictor:
+    networks = task.discriminator, task.network
+    return train_discriminator_classifier(task.training, *networks, **task.rival_options)
+
+
 def _gpseg(task: Task, **changes: Any) -> Predictor:
     config = dataclasses.replace(task.tuning, **changes)
     torch.manual_seed(config.seed)
@@ -152,8 +173,25 @@ def _gpseg(task: Task, **changes: Any) -> Predictor:
 METHODS: Mapping[str, Method] = {
     FLOOR: Method("the training masks' vote; sees no image", "floor", _majority),
     "unet": Method("U-Net from scratch", "rival", _unet),
-    # "pixel-classifier": hypercolumns of the frozen generator
-    # "encoder-decoder", "encoder-decoder-random": from the discriminator's trunk, and from nothing
+    "pixel-classifier": Method(
+        "hypercolumns of the frozen generator, with an encoder's skips",
+        "rival",
+        partial(_pixel_classifier, skips=True),
+    ),
+    "pixel-classifier-w": Method(
+        "hypercolumns of the frozen generator at codes found",
+        "rival",
+        partial(_pixel_classifier, skips=False),
+    ),
+    "discriminator-classifier": Method(
+        "hypercolumns of the frozen discriminator", "rival", _discriminator_classifier
+    ),
+    "encoder-decoder": Method(
+        "a U-Net on the discriminator's trunk", "rival", partial(_encoder_decoder, pretrained=True)
+    ),
+    "encoder-decoder-random": Method(
+        "the same from random weights", "rival", partial(_encoder_decoder, pretrained=False)
+    ),
     OURS: Method("two streams, progressive", "ours", _gpseg),
     "direct": Method("part map from the start", "control", partial(_gpseg, ramp="direct")),
     "fixed": Method("target halfway for good", "control", partial(_gpseg, ramp="fixed")),

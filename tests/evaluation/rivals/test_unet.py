@@ -1,27 +1,10 @@
 import pytest
 import torch
 
-from gpseg.data import Classes, PairAugment, PartClass
+from gpseg.data import PairAugment
 from gpseg.errors import RunError
 from gpseg.evaluation.rivals import UNet, train_unet
-
-CLASSES = Classes(
-    tuple(PartClass(i, name, (i, 0, 0)) for i, name in enumerate(("background", "left", "right")))
-)
-STILL = PairAugment(0, 1, 0, 0, 0, 0, 0, 0)
-
-
-def squares(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noisy pictures with a red and a green square, each somewhere in its half."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(60, 120, (count, 3, 16, 16), generator=generator, dtype=torch.uint8)
-    masks = torch.zeros(count, 16, 16, dtype=torch.uint8)
-    for image, mask in zip(images, masks, strict=True):
-        for part, left in ((1, 0), (2, 8)):
-            x, y = torch.randint(4, (2,), generator=generator).tolist()
-            mask[y : y + 5, left + x : left + x + 5] = part
-            image[part - 1, y : y + 5, left + x : left + x + 5] = 230
-    return images, masks
+from tests.evaluation.rivals.squares import CLASSES, STILL, check_prediction, squares
 
 
 def test_unet_has_about_a_million_parameters() -> None:
@@ -35,14 +18,7 @@ def test_learns_parts_of_images_it_has_not_seen(precision) -> None:
     unet = train_unet(
         images[:4], masks[:4], CLASSES, steps=80, batch=4, augment=STILL, precision=precision
     )
-    probabilities = unet.probabilities(images[4:])
-    assert probabilities.dtype == torch.float32
-    assert probabilities.shape == (8, 3, 16, 16)
-    assert torch.allclose(probabilities.sum(1), torch.ones(8, 16, 16), atol=1e-3)
-    predicted = probabilities.argmax(1)
-    for part in (1, 2):
-        there, found = masks[4:] == part, predicted == part
-        assert (there & found).sum() / (there | found).sum() > 0.5
+    check_prediction(unet.probabilities(images[4:]), masks[4:], 0.5)
 
 
 def test_a_seed_gives_the_same_network_and_leaves_the_global_one_alone() -> None:
