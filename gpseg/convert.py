@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
@@ -21,7 +20,7 @@ from gpseg.models.checkpoint import (
 )
 from gpseg.models.export import Graph, export_generator, export_segmenter
 from gpseg.models.published.networks import read_published
-from gpseg.models.segmenter import Segmenter
+from gpseg.models.segmenter import Readout, Segmenter
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ class ConvertConfig:
     """The file to write; one that is there is replaced."""
     truncation_psi: float = 1.0
     """Of an exported generator: 1 for all the variety it has, towards 0 for images nearer to its mean."""
-    readout: Literal["palette", "classifier"] | None = None
+    readout: Readout | None = None
     """How an exported segmenter reads classes off; default: what was better in validation."""
     keep_ops: bool = False
     """Keep gpseg's operators in a .pt2: as fast as gpseg itself, but no gradients, and whoever loads it

@@ -1,7 +1,7 @@
 """Data sets of part masks in folders, augmentation, and the drawn data set."""
 
 from gpseg.data.ahead import batches_ahead, made_ahead
-from gpseg.data.augment import PairAugment, diff_augment
+from gpseg.data.augment import PairAugment, PairChange, diff_augment, take_colors
 from gpseg.data.classes import Classes, PartClass, fit_mask
 from gpseg.data.drawn import DRAWN_CLASSES, draw_face, write_drawn
 from gpseg.data.folder import PartFolder, Splits
@@ -19,6 +19,7 @@ __all__ = [
     "DRAWN_CLASSES",
     "Classes",
     "PairAugment",
+    "PairChange",
     "PartClass",
     "PartFolder",
     "Placement",
@@ -34,6 +35,7 @@ __all__ = [
     "load_images",
     "made_ahead",
     "read_image",
+    "take_colors",
     "training_images",
     "write_drawn",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import overload
 
 import torch
@@ -65,20 +66,28 @@ class PairAugment:
         Returns:
             Images and masks of the same shapes and types.
         """
-        count, _, height, width = images.shape
+        change = self.draw(images.shape, generator)
+        return change.images(images), None if masks is None else change.masks(masks)
+
+    def draw(self, shape: Sequence[int], generator: torch.Generator) -> PairChange:
+        """Draw what a batch is to go through, for masks that are known only later.
+
+        Args:
+            shape: of the images, [N, 3, H, W].
+            generator: source of randomness, and where its device is the change's.
+        """
+        count, _, height, width = shape
         random = torch.rand(count, 9, generator=generator, device=generator.device)
         flips = random[:, 0] < self.flip
         signed = 2 * random[:, 1:] - 1
-        # Coordinates in a half-precision type would be off by whole pixels.
-        precise = images.to(torch.promote_types(images.dtype, torch.float32))
-        affine = self._affine(flips, signed[:, :4], width / height).to(precise)
-        grid = F.affine_grid(affine, [count, 1, height, width], align_corners=False)
-        moved = F.grid_sample(precise, grid, padding_mode="reflection", align_corners=False)
-        matrix = self._color_matrix(signed[:, 4:7]).to(precise)
-        offset = (self.brightness * signed[:, 7]).to(precise)
-        if masks is not None:
-            masks = self._moved_masks(masks, grid, flips.to(masks.device))
-        return _recolored(moved, matrix, offset).to(images.dtype), masks
+        return PairChange(
+            affine=self._affine(flips, signed[:, :4], width / height),
+            flips=flips,
+            matrix=self._color_matrix(signed[:, 4:7]),
+            offset=self.brightness * signed[:, 7],
+            swap_table=self.swap_table,
+            ignore_index=self.ignore_index,
+        )
 
     def _affine(self, flips: Tensor, signed: Tensor, aspect: float) -> Tensor:
         """Map output to input coordinates, which span -1..1 along each axis: [N, 2, 3]."""
@@ -106,14 +115,57 @@ class PairAugment:
         turn = grey + cos[:, None, None] * across + sin[:, None, None] * cross
         return contrast[:, None, None] * turn
 
-    def _moved_masks(self, masks: Tensor, grid: Tensor, flips: Tensor) -> Tensor:
+
+@dataclass(frozen=True)
+class PairChange:
+    """What `PairAugment` drew for a batch of images [N, 3, H, W] and their masks.
+
+    Args:
+        affine: from output to input coordinates, which span -1..1 along each axis, [N, 2, 3].
+        flips: which are mirrored, [N].
+        matrix: of colours around an image's mean, [N, 3, 3].
+        offset: added to the colours, [N].
+        swap_table: ids in a mirrored mask, int64 [256]; None keeps ids.
+        ignore_index: id of mask pixels that come from beyond the image.
+    """
+
+    affine: Tensor
+    flips: Tensor
+    matrix: Tensor
+    offset: Tensor
+    swap_table: Tensor | None
+    ignore_index: int
+
+    def __getitem__(self, rows: slice) -> PairChange:
+        """What was drawn for some of the images."""
+        own = {name: getattr(self, name)[rows] for name in ("affine", "flips", "matrix", "offset")}
+        return replace(self, **own)
+
+    def images(self, images: Tensor) -> Tensor:
+        """Move and recolour floating images [N, 3, H, W] in -1..1."""
+        # Coordinates in a half-precision type would be off by whole pixels.
+        precise = images.to(torch.promote_types(images.dtype, torch.float32))
+        moved = F.grid_sample(
+            precise, self._grid(precise), padding_mode="reflection", align_corners=False
+        )
+        recolored = _recolored(moved, self.matrix.to(precise), self.offset.to(precise))
+        return recolored.to(images.dtype)
+
+    def masks(self, masks: Tensor) -> Tensor:
+        """Move integer masks [N, H, W] as their images, swapping the ids of mirrored ones."""
         if self.swap_table is not None:
             swapped = self.swap_table.to(masks.device)[masks.long()].to(masks.dtype)
-            masks = torch.where(flips[:, None, None], swapped, masks)
+            masks = torch.where(self.flips.to(masks.device)[:, None, None], swapped, masks)
         # Shifted by one, ids leave 0, with which sampling pads, to what lies beyond the image.
-        ids = (masks.to(grid.dtype) + 1).unsqueeze(1)
-        moved = F.grid_sample(ids, grid, mode="nearest", align_corners=False).squeeze(1) - 1
+        ids = (masks.to(torch.promote_types(self.affine.dtype, torch.float32)) + 1).unsqueeze(1)
+        moved = F.grid_sample(ids, self._grid(ids), mode="nearest", align_corners=False)
+        moved = moved.squeeze(1) - 1
         return torch.where(moved < 0, self.ignore_index, moved).to(masks.dtype)
+
+    def _grid(self, like: Tensor) -> Tensor:
+        count, _, height, width = like.shape
+        size = [count, 1, height, width]
+        return F.affine_grid(self.affine.to(like), size, align_corners=False)
 
 
 def _recolored(images: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
@@ -123,6 +175,46 @@ def _recolored(images: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
     # matrix @ (pixels - mean) + mean + offset, with the mean's part taken out of the product.
     base = mean - matrix.sum(dim=2, keepdim=True) * mean + offset[:, None, None]
     return torch.baddbmm(base, matrix, pixels).clamp(-1, 1).reshape(images.shape)
+
+
+def take_colors(images: Tensor, sources: Tensor, shares: Tensor) -> Tensor:
+    """Give images the colours of others: their mean and covariance over the pixels, not where they are.
+
+    Of all linear maps that do so it is the one that changes the colours least (Monge-Kantorovich: Pitié and Kokaram, *The
+    linear Monge-Kantorovitch linear colour mapping for example-based colour transfer*, CVMP 2007).
+
+    Args:
+        images: floating, [N, 3, H, W] in -1..1.
+        sources: whose colours to take, [N, 3, H', W'].
+        shares: how far to go, 0..1, [N].
+
+    Returns:
+        [N, 3, H, W] in -1..1.
+    """
+    mean, covariance = _color_moments(images)
+    wanted_mean, wanted = _color_moments(sources)
+    root, inverse = _roots(covariance)
+    matrix = inverse @ _roots(root @ wanted @ root)[0] @ inverse
+    matrix = torch.lerp(torch.eye(3).to(matrix), matrix, shares[:, None, None])
+    mean_to = torch.lerp(mean, wanted_mean, shares[:, None, None])
+    pixels = torch.baddbmm(mean_to - matrix @ mean, matrix, images.flatten(2))
+    return pixels.clamp(-1, 1).reshape(images.shape)
+
+
+def _color_moments(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [N, 3, 1] and covariance [N, 3, 3] of the colours; a little more than measured, so that it has an inverse."""
+    pixels = images.flatten(2)
+    mean = pixels.mean(dim=2, keepdim=True)
+    centred = pixels - mean
+    covariance = centred @ centred.transpose(1, 2) / pixels.shape[2]
+    return mean, covariance + 1e-4 * torch.eye(3).to(covariance)
+
+
+def _roots(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Square roots of symmetric positive matrices [N, 3, 3], and their inverses."""
+    values, vectors = torch.linalg.eigh(matrices)
+    root = values.clamp(min=1e-6).sqrt().unsqueeze(1)
+    return (vectors * root) @ vectors.transpose(1, 2), (vectors / root) @ vectors.transpose(1, 2)
 
 
 def diff_augment(

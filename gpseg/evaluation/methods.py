@@ -110,7 +110,7 @@ class Majority:
 
 
 def masks_of(name: str, predictor: Predictor, images: Tensor) -> dict[str, Tensor]:
-    """Predict images by a method, and where it has several read-outs by each of them.
+    """Predict images by a method; where it has several read-outs by each of them, and ours also with mirror images.
 
     Args:
         name: the method's name.
@@ -118,13 +118,20 @@ def masks_of(name: str, predictor: Predictor, images: Tensor) -> dict[str, Tenso
         images: uint8 [N, 3, r, r].
 
     Returns:
-        uint8 [N, r, r] of class ids, by "name" and "name-readout".
+        uint8 [N, r, r] of class ids, by "name", "name-readout" and "name-flip".
     """
     if isinstance(predictor, Segmenter):
         found = predictions(predictor, images)
-        return {name: found[predictor.readout], **{f"{name}-{r}": found[r] for r in READOUTS}}
-    masks = [predictor.probabilities(batch).argmax(1).cpu() for batch in images.split(BATCH)]
-    return {name: torch.cat(masks).to(torch.uint8)}
+        rows = {name: found[predictor.readout], **{f"{name}-{r}": found[r] for r in READOUTS}}
+        if name == OURS:
+            rows[f"{name}-flip"] = _masks(partial(predictor.probabilities, flip=True), images)
+        return rows
+    return {name: _masks(predictor.probabilities, images)}
+
+
+def _masks(probabilities: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    masks = [probabilities(batch).argmax(1).cpu() for batch in images.split(BATCH)]
+    return torch.cat(masks).to(torch.uint8)
 
 
 def _majority(task: Task) -> Predictor:

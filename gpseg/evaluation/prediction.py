@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from gpseg.atomic import replacing
 from gpseg.data import Classes, Placement, fit_square, images_in, read_image
 from gpseg.data.images import image_size
 from gpseg.errors import InputError, RunError
-from gpseg.models.segmenter import Segmenter
+from gpseg.models.segmenter import Readout, Segmenter
 from gpseg.training.device import choose_device, choose_dtype
 from gpseg.training.run_folder import Interrupted, stop_requests
 
@@ -45,8 +44,10 @@ class PredictConfig:
     probabilities: bool = False
     """Also write the class probabilities, to probabilities/ in the folder: .npz with
     "probabilities", float16 [classes, height, width], and "names"."""
-    readout: Literal["palette", "classifier"] | None = None
+    readout: Readout | None = None
     """How classes are read off the segmenter; default: the one that was better in validation."""
+    flip: bool = False
+    """Take the mean of what is made of an image and of its mirror image: twice the time."""
     batch: int = 16
     """Images that go through the segmenter at once."""
     overwrite: bool = False
@@ -121,7 +122,7 @@ def predict(config: PredictConfig, segmenter: Segmenter | None = None) -> list[P
             if not readable:
                 continue
             squares = torch.stack([square for _, square, _ in readable])
-            found = segmenter.probabilities(squares, config.readout).float().cpu()
+            found = segmenter.probabilities(squares, config.readout, flip=config.flip).float().cpu()
             for (job, _, placement), probabilities in zip(readable, found, strict=True):
                 if stop_requested():
                     # Where files are replaced, a resumed call could not tell old from new.

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +19,9 @@ from gpseg.models.checkpoint import (
 from gpseg.models.stylegan2 import NetworkConfig
 from gpseg.models.two_stream import TwoStream
 
-READOUTS = ("palette", "classifier")
+Readout = Literal["palette", "classifier", "fusion"]
+READOUTS: tuple[Readout, ...] = get_args(Readout)
+"""Nearest palette colour; the classifier on the features; the mean of both probabilities."""
 TEMPERATURE = 0.25
 """Of the palette read-out's softmax, in squared distance of colours that span −1 … 1."""
 
@@ -99,29 +102,43 @@ class Segmenter:
         """Run both streams and both read-outs.
 
         Args:
-            images: uint8 [N, 3, r, r] on any device.
+            images: [N, 3, r, r] on any device, uint8, or floating in −1 … 1.
 
         Returns:
             The results, on the segmenter's device.
         """
-        streams = self.model(to_float(images.to(self.device)), dtype=self.dtype)
-        logits = {
-            "palette": self.model.palette_logits(streams.colours, TEMPERATURE),
-            "classifier": streams.logits,
-        }
+        images = images.to(self.device)
+        x = images if images.is_floating_point() else to_float(images)
+        streams = self.model(x, dtype=self.dtype)
+        palette = self.model.palette_logits(streams.colours, TEMPERATURE).softmax(1)
+        classifier = streams.logits.softmax(1)
+        probabilities = (palette, classifier, (palette + classifier) / 2)
         return Outputs(
             streams.reconstruction,
             streams.colours,
-            {name: x.softmax(1) for name, x in logits.items()},
+            dict(zip(READOUTS, probabilities, strict=True)),
         )
 
-    def probabilities(self, images: Tensor, readout: str | None = None) -> Tensor:
-        """Class probabilities [N, K, r, r] of uint8 images [N, 3, r, r] by a read-out; None: the default one.
+    def probabilities(
+        self, images: Tensor, readout: str | None = None, *, flip: bool = False
+    ) -> Tensor:
+        """Class probabilities [N, K, r, r].
+
+        Args:
+            images: as `outputs` takes them.
+            readout: one of `READOUTS`; None for the default one.
+            flip: take the mean with what the mirrored images give.
 
         Raises:
             InputError: there is no such read-out.
         """
-        return self.outputs(images).probabilities[checked_readout(readout or self.readout)]
+        readout = checked_readout(readout or self.readout)
+        found = self.outputs(images).probabilities[readout]
+        if not flip:
+            return found
+        mirrored = self.outputs(images.flip(3)).probabilities[readout].flip(3)
+        swap = self.classes.swap_table()[: self.classes.num_classes].to(self.device)
+        return (found + mirrored[:, swap]) / 2
 
     def save(self, path: Path) -> None:
         """Write networks, classes, palette (K colours of −1 … 1) and read-out to one safetensors file, atomically.

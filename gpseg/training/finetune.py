@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gpseg.data import Classes, PairAugment, UnlabelledImages, batches_ahead, made_ahead
+from gpseg.data import (
+    Classes,
+    PairAugment,
+    PairChange,
+    UnlabelledImages,
+    batches_ahead,
+    made_ahead,
+    take_colors,
+)
 from gpseg.errors import InputError
 from gpseg.models.segmenter import TEMPERATURE, Segmenter, to_float
 from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig, ema_copy, ema_update
@@ -67,6 +75,18 @@ class FinetuneConfig:
     """Weight, times the ramp's value, of the cross-entropy of the palette read-out."""
     classifier_weight: float = 1.0
     """Weight of the cross-entropy of the classifier read-out."""
+    recolour: float = 0.5
+    """Share of the labelled images that take the colours of an unlabelled one, 0 … 1."""
+    rendered: float = 0.0
+    """Share of the labelled images that, once the target is the part map, the image stream renders anew with the fine
+    styles of unlabelled ones, 0 … 1."""
+    self_training: float = 0.5
+    """Weight of the unlabelled images in learning parts: what the running mean makes of them, where it is sure, is learned
+    as if it were their mask; 0 leaves that out."""
+    self_training_from: float = 0.5
+    """Share of the steps after which that begins."""
+    confidence: float = 0.9
+    """Probability from which the running mean counts as sure, 0 … 1."""
     ema_share: float = 0.03
     """Half-life of the running mean of the weights, as a share of the steps."""
     crossing: bool = True
@@ -97,8 +117,16 @@ class FinetuneConfig:
                 raise InputError(
                     f"--{name.replace('_', '-')} {getattr(self, name)}: give a number above 0"
                 )
-        if self.unlabelled_batch < 0:
-            raise InputError(f"--unlabelled-batch {self.unlabelled_batch}: give 0 or more")
+        for name in ("unlabelled_batch", "self_training"):
+            if getattr(self, name) < 0:
+                raise InputError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: give 0 or more"
+                )
+        for name in ("recolour", "rendered", "self_training_from", "confidence"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: give a number from 0 to 1"
+                )
         _, processes = rank_and_count()
         for name in ("labelled_batch", "unlabelled_batch"):
             if getattr(self, name) % processes:
@@ -131,11 +159,15 @@ class Batch:
     Args:
         images: labelled ones first, then unlabelled ones, [n, 3, r, r] in −1 … 1.
         masks: uint8 [labelled, r, r] of class ids and the ignore index.
+        plain: the unlabelled ones before they were augmented, [n − labelled, 3, r, r].
+        change: what augmented them; None if there are none.
         random: state of the random stream that all this was drawn from, afterwards.
     """
 
     images: Tensor
     masks: Tensor
+    plain: Tensor
+    change: PairChange | None
     random: Tensor
 
 
@@ -254,7 +286,8 @@ class Finetuner:
         batch = batch or next(self.batches())
         self.random.set_state(batch.random)
         a = ramp(self.config.ramp, self.progress, length=self.config.ramp_length)
-        loss, values = self._losses(batch.images, batch.masks, a)
+        masks, trust = self._with_own_masks(batch)
+        loss, values = self._losses(self._partly_rendered(batch), masks, trust, a)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * learning_rate(
                 (self.steps + 1) / (self.config.steps + 1)
@@ -271,23 +304,31 @@ class Finetuner:
     def _batch(self, random: torch.Generator) -> Batch:
         data, config = self.data, self.config
         labelled = self._draw(len(data.images), config.labelled_batch, random)
-        images, masks = self.augment(
-            to_float(data.images[labelled].to(self.device)),
-            data.masks[labelled].to(self.device),
-            random,
-        )
+        images = to_float(data.images[labelled].to(self.device))
+        unlabelled = config.unlabelled_batch > 0 and len(data.unlabelled) > 0
+        if unlabelled and config.recolour > 0:
+            images = self._recoloured(images, random)
+        images, masks = self.augment(images, data.masks[labelled].to(self.device), random)
         assert masks is not None
         own = self.ranks.share(config.labelled_batch)
         images, masks = images[own], masks[own]
-        if config.unlabelled_batch and len(data.unlabelled):
+        plain, change = images[:0], None
+        if unlabelled:
             drawn = self._draw(len(data.unlabelled), config.unlabelled_batch, random)
             own = self.ranks.share(config.unlabelled_batch)
-            # Others' images are left blank: they need not be decoded to be drawn for.
-            more = torch.zeros(len(drawn), *images.shape[1:], device=self.device)
-            more[own] = to_float(data.unlabelled[drawn[own]].to(self.device))
-            images = torch.cat([images, self.augment(more, None, random)[0][own]])
+            plain = to_float(data.unlabelled[drawn[own]].to(self.device))
+            change = self.augment.draw((len(drawn), *plain.shape[1:]), random)[own]
+            images = torch.cat([images, change.images(plain)])
         images = images.contiguous(memory_format=torch.channels_last)
-        return Batch(images, masks, random.get_state())
+        return Batch(images, masks, plain, change, random.get_state())
+
+    def _recoloured(self, images: Tensor, random: torch.Generator) -> Tensor:
+        """Give some of the images, to some degree, the colours of unlabelled ones."""
+        drawn = self._draw(len(self.data.unlabelled), len(images), random)
+        chance, share = torch.rand(2, len(images), generator=random, device=self.device)
+        share = torch.where(chance < self.config.recolour, share, 0)
+        sources = to_float(self.data.unlabelled[drawn].to(self.device))
+        return take_colors(images, sources, share)
 
     def _draw(self, size: int, count: int, random: torch.Generator) -> Tensor:
         """Indices of `count` images of `size`: every image comes up before one comes up again within a batch."""
@@ -295,11 +336,41 @@ class Finetuner:
         order = [torch.randperm(size, generator=random, device=self.device) for _ in range(rounds)]
         return torch.cat(order)[:count].cpu()
 
-    def _losses(self, images: Tensor, masks: Tensor, a: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def _with_own_masks(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Masks [m, r, r], those that the running mean makes of unlabelled images after the given ones, and how much each counts, [m]."""
+        config, classes = self.config, self.data.classes
+        masks, trust = batch.masks, torch.ones(len(batch.masks), device=self.device)
+        if (
+            batch.change is None
+            or config.self_training == 0
+            or self.progress < config.self_training_from
+        ):
+            return masks, trust
+        sureness, ids = self.segmenter().probabilities(batch.plain, "fusion").max(1)
+        ids = ids.to(masks.dtype).masked_fill(sureness < config.confidence, classes.ignore_index)
+        own = batch.change.masks(ids)
+        return torch.cat([masks, own]), torch.cat(
+            [trust, trust.new_full((len(own),), config.self_training)]
+        )
+
+    def _partly_rendered(self, batch: Batch) -> Tensor:
+        """The batch's images, some labelled ones with another appearance."""
+        count = min(round(self.config.rendered * len(batch.masks)), len(batch.plain))
+        if count == 0 or self.progress < self.config.ramp_length:
+            return batch.images
+        anew = self.ema.rendered_anew(batch.images[:count], batch.plain[:count], self.dtype)
+        return torch.cat([anew, batch.images[count:]])
+
+    def _losses(
+        self, images: Tensor, masks: Tensor, trust: Tensor, a: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         config, model = self.config, self.model
-        streams = model(images, segmented=len(masks), feature_grad=a, dtype=self.dtype)
+        coarse = (len(images) - config.labelled_batch) // 2 if config.rendered else 0
+        streams = model(
+            images, segmented=len(masks), coarse=coarse, feature_grad=a, dtype=self.dtype
+        )
         colours, logits = streams.colours, streams.logits
-        valid = (masks < self.data.classes.num_classes).float()
+        valid = (masks < self.data.classes.num_classes).float() * trust[:, None, None]
         count = self.ranks.mean(valid.sum())
         target = interpolated_target(images[: len(masks)], masks, model.palette, a)
         values = {

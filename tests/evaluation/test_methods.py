@@ -11,7 +11,7 @@ from gpseg.evaluation.methods import FLOOR, METHODS, OURS, Majority, Task, masks
 from gpseg.evaluation.metrics import majority_score, score
 from gpseg.evaluation.results import load_held
 from gpseg.evaluation.segment import training_set
-from gpseg.models.segmenter import Segmenter
+from gpseg.models.segmenter import READOUTS, Segmenter
 from gpseg.models.stylegan2 import NetworkConfig
 from gpseg.training.finetune import FinetuneConfig
 
@@ -46,8 +46,9 @@ def test_every_method_trains_and_predicts(name: str, task: Task, tmp_path: Path)
     assert torch.allclose(probabilities.sum(1), torch.ones(2, 16, 16), atol=1e-3)
     masks = masks_of(name, predictor, images)
     assert masks[name].equal(probabilities.argmax(1).to(torch.uint8))
-    several = METHODS[name].kind in ("ours", "control")
-    read_outs = {f"{name}-palette", f"{name}-classifier"} if several else set()
+    kind = METHODS[name].kind
+    read_outs = {f"{name}-{r}" for r in READOUTS} if kind in ("ours", "control") else set()
+    read_outs |= {f"{name}-flip"} if kind == "ours" else set()
     assert masks.keys() == {name} | read_outs
 
 

@@ -1,6 +1,7 @@
 """Segmenters on disk, and what is said of files that are none."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,24 @@ def test_round_trip(tmp_path: Path, crossing: bool) -> None:
         got = loaded.probabilities(x, readout)
         torch.testing.assert_close(got, segmenter.probabilities(x, readout))
         torch.testing.assert_close(got.sum(1), torch.ones(2, 16, 16))
+
+
+def test_fusion_is_the_mean_of_the_others() -> None:
+    segmenter, x = make(), images()
+    palette, classifier, fusion = (segmenter.probabilities(x, r) for r in READOUTS)
+    torch.testing.assert_close(fusion, (palette + classifier) / 2)
+
+
+def test_flipping_takes_the_mean_with_the_mirror_image() -> None:
+    swapped = replace(CLASSES, swap=((0, 1),))
+    segmenter, x = make(), images()
+    segmenter.classes = swapped
+    got = segmenter.probabilities(x, flip=True)
+    expected = segmenter.probabilities(x.flip(3)).flip(3).flip(1)  # two classes trade places
+    torch.testing.assert_close(got, (segmenter.probabilities(x) + expected) / 2)
+    # the mirrored image gives the mirrored result
+    mirrored = segmenter.probabilities(x.flip(3), flip=True)
+    torch.testing.assert_close(mirrored.flip(3).flip(1), got)
 
 
 def test_unknown_readout() -> None:

@@ -13,7 +13,7 @@ from gpseg.data import Classes, PartClass, UnlabelledImages, packed
 from gpseg.errors import InputError, RunError
 from gpseg.models.stylegan2 import NetworkConfig
 from gpseg.training.distributed import Ranks
-from gpseg.training.finetune import FinetuneConfig, Finetuner, TrainingSet, finetune
+from gpseg.training.finetune import Batch, FinetuneConfig, Finetuner, TrainingSet, finetune
 from gpseg.training.losses import PerceptualLoss, class_weights, masked_mean, part_cross_entropy
 from gpseg.training.run_folder import Interrupted, RunFolder
 
@@ -138,10 +138,22 @@ def test_nan_stops_the_run_with_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["steps", "labelled_batch", "lr", "save_steps"])
-def test_options_that_cannot_work(name: str) -> None:
-    with pytest.raises(InputError, match=f"--{name.replace('_', '-')}"):
-        FinetuneConfig(**{name: 0}).check()
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0),
+        ("labelled_batch", 0),
+        ("lr", 0),
+        ("save_steps", 0),
+        ("unlabelled_batch", -1),
+        ("self_training", -0.1),
+        ("recolour", 1.5),
+        ("confidence", -0.1),
+    ],
+)
+def test_options_that_cannot_work(name: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"--{name.replace('_', '-')} {value}"):
+        FinetuneConfig(**{name: value}).check()
 
 
 def test_ignored_pixels_count_nothing() -> None:
@@ -248,3 +260,50 @@ def test_a_batch_that_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="--labelled-batch 16: give a multiple of 3"):
         FinetuneConfig().check()
     FinetuneConfig(labelled_batch=9, unlabelled_batch=3).check()
+
+
+def test_unlabelled_images_are_learned_where_the_running_mean_is_sure() -> None:
+    trainer = make(steps=4, self_training=0.25, self_training_from=0.5, confidence=0.6)
+    batch = next(trainer.batches())
+    masks, trust = trainer._with_own_masks(batch)
+    assert masks.equal(batch.masks) and trust.tolist() == [1, 1, 1]
+    trainer.steps = 2
+    masks, trust = trainer._with_own_masks(batch)
+    assert masks[:3].equal(batch.masks) and trust.tolist() == [1, 1, 1, 0.25, 0.25]
+    sureness, ids = trainer.segmenter().probabilities(batch.plain, "fusion").max(1)
+    assert batch.change is not None
+    sure = batch.change.masks((sureness >= 0.6).to(torch.uint8))
+    assert 0 < (sure == 1).float().mean() < 1
+    assert (masks[3:] != 255).equal(sure == 1)
+    expected = batch.change.masks(ids.to(torch.uint8))
+    assert masks[3:][sure == 1].equal(expected[sure == 1])
+
+
+def test_of_self_training_the_weight_decides() -> None:
+    def after(self_training: float, confidence: float) -> list[torch.Tensor]:
+        trainer = make(
+            self_training=self_training,
+            self_training_from=0.0,
+            confidence=confidence,
+            ramp="direct",
+        )
+        trainer.step()
+        return weights(trainer)
+
+    without, with_it = after(0.0, 0.0), after(1.0, 0.0)
+    assert any(not torch.equal(x, y) for x, y in zip(without, with_it, strict=True))
+    nobody_is_sure = after(1.0, 1.0)
+    assert all(torch.equal(x, y) for x, y in zip(without, nobody_is_sure, strict=True))
+
+
+def test_labelled_images_take_colours_of_unlabelled_ones() -> None:
+    def batch(**options: object) -> Batch:
+        return next(make(**options).batches())
+
+    plain, recoloured = batch(recolour=0.0), batch(recolour=1.0)
+    assert plain.masks.equal(batch(recolour=0.0).masks)
+    assert not plain.images[:3].equal(recoloured.images[:3])
+    alone = [make(recolour=x) for x in (0.0, 1.0)]
+    for trainer in alone:
+        trainer.config.unlabelled_batch = 0
+    assert next(alone[0].batches()).images.equal(next(alone[1].batches()).images)
