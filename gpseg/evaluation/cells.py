@@ -80,7 +80,7 @@ class Setting:
         """What decides the scores, as JSON has it; not where things lie."""
         kept = ("generator_sha256", "split", "jitter", "rival_steps")
         options = {name: getattr(self, name) for name in kept}
-        if self.classes is not None:
+        if self.classes is not None:  # else the hash stays what it was before there was a choice
             options["classes_sha256"] = self.classes_sha256
         return options | {"data": str(self.data), "tuning": dataclasses.asdict(self.tuning)}
 
