@@ -136,6 +136,41 @@ def test_other_options_are_refused_in_one_line(
     assert "has lr = 0.02, not 0.5" in message and "another --out" in message
 
 
+def test_cells_of_another_reading_never_mix(
+    home: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coarse, out = tmp_path / "coarse.json", tmp_path / "coarse"
+    features = {"id": 1, "name": "features", "of": ["eyes", "nose", "mouth"]}
+    coarse.write_text(json.dumps({"classes": [{"id": 0}, features]}))
+    grid = ["--methods", "gpseg", "--shots", "1", "--draws", "1"]
+    arguments = [*inputs(home), *SMALL, *grid, "--classes", str(coarse)]
+    assert command([*arguments, "--out", str(out)]) == 0
+    cell = Cell.read(out / "cells" / "gpseg-1-shot-draw-0.json")
+    counts = cell.counts("gpseg")
+    assert counts is not None and counts.shape[1:] == (2, 2)
+    parts = PartFolder.open(home / "faces", classes=coarse)
+    test = load_held(parts, parts.splits.test, 16)
+    assert counts.sum() == (test.masks != 255).sum()
+    assert "features (eyes + nose + mouth); ignored: skin, hair" in (out / "results.md").read_text()
+
+    # the same in other words, then something else, of which a report made anew sees nothing
+    features["of"] = [3, 4, 5]
+    coarse.write_text(json.dumps({"classes": [{"id": 0, "name": "background"}, features]}))
+    assert command([*arguments, "--out", str(out)]) == 0
+    features["of"] = [3, 4]
+    coarse.write_text(json.dumps({"classes": [{"id": 0}, features]}))
+    assert command(["--out", str(out), "--report-only"]) == 0
+    capsys.readouterr()
+    assert command([*arguments, "--out", str(out)]) == 2
+    assert "that comparison has classes_sha256 = " in capsys.readouterr().err
+    assert command([*arguments, "--out", str(done)]) == 2
+    assert "that comparison has classes_sha256 = None" in capsys.readouterr().err
+    for path in (done / "cells").glob("*-draw-1.*"):
+        shutil.copy(path, out / "cells")
+    assert command(["--out", str(out), "--report-only"]) == 2
+    assert "computed with other options" in capsys.readouterr().err
+
+
 def test_a_cell_of_another_comparison_is_refused(
     done: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,6 +217,7 @@ def test_validation_never_looks_at_test(home: Path, tmp_path: Path) -> None:
     [
         (["--methods", "magic"], '"magic" is none of majority, unet'),
         (["--shots", "0"], "--shots: give one or more"),
+        (["--classes", "nowhere.json"], "nowhere.json"),
         (["--draws", "9"], "draw 5 does not exist"),
         (["--shots", "30"], "has only"),
         (["--report-only"], "no comparison there"),

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from gpseg.commandline import run
-from gpseg.data import write_drawn
+from gpseg.data import PartFolder, write_drawn
 from gpseg.evaluation.segment import TrainConfig, train_segmenter
 from gpseg.models.checkpoint import load_checkpoint, save_generator
 from gpseg.models.segmenter import Segmenter
@@ -68,6 +68,42 @@ def test_a_run_leaves_segmenter_scores_and_report(home: Path, tmp_path: Path) ->
     }  # fmt: skip
 
 
+FEATURES = {
+    "classes": [
+        {"id": 0, "name": "background"},
+        {"id": 1, "name": "skin"},
+        {"id": 2, "name": "features", "of": ["eyes", "nose", 5]},
+    ]
+}
+
+
+def test_masks_are_read_by_another_classes_file(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, coarse = tmp_path / "run", tmp_path / "coarse.json"
+    coarse.write_text(json.dumps(FEATURES))
+    options = [*arguments(home, out), "--classes", str(coarse), "--save-steps", "2"]
+    assert train(options) == 0
+    names = ("background", "skin", "features")
+    assert Segmenter.load(out / "segmenter.safetensors").classes.names == names
+    # what the file says by now doesn't matter to the run that goes on, from its state before the last
+    max((out / "checkpoints").iterdir()).unlink()
+    (out / "segmenter.safetensors").unlink()
+    coarse.write_text(
+        json.dumps({"classes": [{"id": 0, "name": "background"}, {"id": 1, "name": "hair"}]})
+    )
+    assert train([*options, "--resume"]) == 0
+    segmenter = Segmenter.load(out / "segmenter.safetensors")
+    assert segmenter.classes.names == names
+    assert "of" not in json.dumps(segmenter.classes.to_json())
+    parts = PartFolder.open(home / "faces", classes=out / "classes.json")
+    assert parts.reading.of == ((0,), (1,), (3, 4, 5))
+    results = json.loads((out / "results.json").read_text())
+    assert all(tuple(score["per_class"]) == names for score in results["test"].values())
+    assert train([*arguments(home, out), "--resume"]) == 2
+    assert f"that run has classes = {coarse}, not None" in capfd.readouterr().err
+
+
 def test_a_bare_folder_with_five_masks_trains_without_a_score(home: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     for name in ("images", "masks"):
@@ -103,6 +139,7 @@ def test_without_a_generator_one_is_trained_and_used_again(
         ({"--generator": "nowhere.safetensors"}, "nowhere.safetensors"),
         ({"--shots": "9"}, "9 shots"),
         ({"--draw": "7"}, "draw 7"),
+        ({"--classes": "nowhere.json"}, "nowhere.json"),
         ({"--resolution": "32"}, "--resolution 32"),
         ({"--steps": "0"}, "--steps 0"),
         ({"--device": "abacus"}, "abacus"),

@@ -13,6 +13,7 @@ from gpseg.data.images import (
     read_image,
 )
 from gpseg.data.packed import UnlabelledImages
+from gpseg.data.reading import Reading
 from gpseg.data.sources import images_in, training_images
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "PartClass",
     "PartFolder",
     "Placement",
+    "Reading",
     "Splits",
     "UnlabelledImages",
     "batches_ahead",

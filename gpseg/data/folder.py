@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gpseg.data.classes import Classes, fit_mask, read_json, write_json
 from gpseg.data.images import image_size, load_image, read_image
+from gpseg.data.reading import Reading
 from gpseg.data.sources import image_files
 from gpseg.errors import InputError
 
@@ -148,7 +149,7 @@ class PartFolder:
 
     Args:
         root: the folder.
-        classes: its part classes.
+        reading: how its masks are read.
         labelled: sorted stems that have an image and a mask.
         unlabelled: files in `unlabelled/` and images without a mask. Images in `val` and `test`
             carry masks and so are never among them.
@@ -157,20 +158,27 @@ class PartFolder:
     """
 
     root: Path
-    classes: Classes
+    reading: Reading
     labelled: list[str]
     unlabelled: list[Path]
     splits: Splits
     image_paths: dict[str, Path]
 
     @classmethod
-    def open(cls, root: str | Path, seed: int = 0, splits: str | Path | None = None) -> PartFolder:
+    def open(
+        cls,
+        root: str | Path,
+        seed: int = 0,
+        splits: str | Path | None = None,
+        classes: str | Path | None = None,
+    ) -> PartFolder:
         """List a folder and read its JSON files; masks are read only where classes.json is missing.
 
         Args:
             root: the folder.
             seed: decides splits that the folder doesn't give.
             splits: a splits.json to use instead of the folder's, such as the one of an earlier run.
+            classes: a classes.json whose classes are made of the folder's (`Reading.load`), to read masks as those.
 
         Returns:
             The data set.
@@ -183,9 +191,9 @@ class PartFolder:
         image_paths = _list_images(root)
         labelled = _list_masks(masks, image_paths)
         if (root / "classes.json").exists():
-            classes = Classes.load(root / "classes.json")
+            own = Classes.load(root / "classes.json")
         else:
-            classes = Classes.from_masks([masks / f"{stem}.png" for stem in labelled])
+            own = Classes.from_masks([masks / f"{stem}.png" for stem in labelled])
         splits = Path(splits) if splits is not None else root / "splits.json"
         if splits.exists():
             chosen = Splits.load(splits, labelled, seed)
@@ -195,12 +203,17 @@ class PartFolder:
         extra = root / "unlabelled"
         return cls(
             root=root,
-            classes=classes,
+            reading=Reading.plain(own) if classes is None else Reading.load(classes, own),
             labelled=labelled,
             unlabelled=without_mask + (image_files(extra) if extra.is_dir() else []),
             splits=chosen,
             image_paths=image_paths,
         )
+
+    @property
+    def classes(self) -> Classes:
+        """The part classes that masks are read as."""
+        return self.reading.classes
 
     def few_shot(self, shots: int, draw: int) -> list[str]:
         """Return the training images of a draw.
@@ -268,7 +281,7 @@ class PartFolder:
             InputError: the mask can't be read or used, or its size is not its image's.
         """
         path = self.mask_path(stem)
-        mask = self.classes.read_mask(path)
+        mask = self.reading.read_mask(path)
         image_path = self.image_paths[stem]
         width, height = image_size(image_path)
         if mask.shape != (height, width):

@@ -58,6 +58,8 @@ class Setting:
         rival_steps: training steps of rivals; None for each one's own.
         tuning: options of fine-tuning; the draw is added to the seed.
         device: where to compute.
+        classes: classes.json to read masks by; None for the data set's own classes.
+        classes_sha256: of what it says.
     """
 
     data: Path
@@ -70,18 +72,35 @@ class Setting:
     rival_steps: int | None
     tuning: FinetuneConfig
     device: str
+    classes: Path | None = None
+    classes_sha256: str | None = None
 
     @property
     def options(self) -> dict[str, Any]:
         """What decides the scores, as JSON has it; not where things lie."""
         kept = ("generator_sha256", "split", "jitter", "rival_steps")
         options = {name: getattr(self, name) for name in kept}
+        if self.classes is not None:  # else the hash stays what it was before there was a choice
+            options["classes_sha256"] = self.classes_sha256
         return options | {"data": str(self.data), "tuning": dataclasses.asdict(self.tuning)}
 
     @property
     def options_sha256(self) -> str:
         """A hash of `options`; a cell carries it."""
-        return hashlib.sha256(json.dumps(self.options, sort_keys=True).encode()).hexdigest()
+        return sha256(self.options)
+
+    def open_data(self) -> PartFolder:
+        """Open the data set as all cells see it.
+
+        Raises:
+            InputError: it can't be used.
+        """
+        return PartFolder.open(self.data, self.tuning.seed, self.splits, self.classes)
+
+
+def sha256(content: Mapping[str, Any]) -> str:
+    """A hash of what JSON makes of something."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, order=True)
@@ -211,7 +230,7 @@ def _task(folder: Path, key: Key, setting: Setting) -> tuple[Task, Held]:
     """What the method is trained with, and what it is scored on."""
     device = choose_device(setting.device)
     tuning = dataclasses.replace(setting.tuning, seed=setting.tuning.seed + key.draw)
-    parts = PartFolder.open(setting.data, setting.tuning.seed, setting.splits)
+    parts = setting.open_data()
     generator, discriminator, network, _ = load_generator(
         setting.generator, choose_dtype(tuning.precision, device)
     )

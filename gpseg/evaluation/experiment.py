@@ -15,7 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from gpseg.atomic import remove_leftovers, replacing
 from gpseg.data import PartFolder
 from gpseg.errors import InputError, RunError
-from gpseg.evaluation.cells import Cell, Key, Setting, Split, run_cell
+from gpseg.evaluation.cells import Cell, Key, Setting, Split, run_cell, sha256
 from gpseg.evaluation.methods import FLOOR, METHODS
 from gpseg.evaluation.metrics import percent, pooled_iou
 from gpseg.evaluation.segment import TrainConfig, find_generator, open_data
@@ -35,6 +35,8 @@ class EvaluateConfig:
 
     data: Path | None = None
     """Data-set folder, as for gpseg.train. Default: faces that the package draws itself, in runs/drawn-64."""
+    classes: Path | None = None
+    """A classes.json to read masks by instead of the data set's, as for gpseg.train."""
     generator: Path | None = None
     """Checkpoint of gpseg.pretrain on the same class of images. Default: as for gpseg.train."""
     pretrain_kimg: float = 5.0
@@ -119,6 +121,7 @@ def _setting(config: EvaluateConfig) -> Setting:
     choose_device(config.device)
     inputs = TrainConfig(
         data=config.data,
+        classes=config.classes,
         generator=config.generator,
         pretrain_kimg=config.pretrain_kimg,
         device=config.device,
@@ -135,6 +138,7 @@ def _setting(config: EvaluateConfig) -> Setting:
     parts.check(sorted(drawn.union(parts.splits.val, held)))
     generator = find_generator(inputs, parts)
     *_, about = load_generator(generator)
+    read = None if config.classes is None else parts.reading.to_json()
     setting = Setting(
         data=parts.root.resolve(),
         splits=splits.resolve(),
@@ -146,6 +150,8 @@ def _setting(config: EvaluateConfig) -> Setting:
         rival_steps=config.rival_steps,
         tuning=config.tuning,
         device=config.device,
+        classes=None if read is None else (config.out / "classes.json").resolve(),
+        classes_sha256=None if read is None else sha256(read),
     )
     _open_folder(config.out, setting, parts)
     return setting
@@ -163,6 +169,8 @@ def _open_folder(out: Path, setting: Setting, parts: PartFolder) -> None:
     for folder in (out, out / "cells"):
         remove_leftovers(folder)
     parts.splits.save(out / "splits.json")
+    if setting.classes is not None:
+        parts.reading.save(setting.classes)
     with replacing(out / "setting.json") as temporary:
         content = json.dumps(dataclasses.asdict(setting), indent=2, default=str)
         temporary.write_text(content + "\n")
@@ -188,7 +196,8 @@ def _stored(out: Path) -> Setting:
     try:
         content = json.loads(path.read_text())
         content["tuning"] = FinetuneConfig(**content["tuning"])
-        paths = {name: Path(content[name]) for name in ("data", "splits", "generator")}
+        names = ("data", "splits", "generator", "classes")
+        paths = {name: Path(content[name]) for name in names if content.get(name) is not None}
         return Setting(**{**content, **paths})
     except FileNotFoundError:
         raise InputError(f"{out}: no comparison there; run without --report-only first") from None

@@ -55,6 +55,9 @@ class TrainConfig:
     data: Path | None = None
     """Data-set folder: images/, masks/ (same stems, indexed PNG), and where present unlabelled/, classes.json,
     splits.json. Default: faces that the package draws itself, in runs/drawn-<resolution>."""
+    classes: Path | None = None
+    """A classes.json to read masks by instead of the data set's: each class is made of those of the data set that its
+    "of" lists, such as "of": ["shirt", "trousers"], or without "of" the one of its name; the rest is ignored."""
     generator: Path | None = None
     """Checkpoint of gpseg.pretrain on the same class of images. Default: one is pre-trained first, for
     --pretrain-kimg, and kept for the next run on the same data."""
@@ -143,7 +146,7 @@ def _tune(
 ) -> Finetuner:
     if ranks.first:
         job.parts.splits.save(folder.path / "splits.json")
-        job.parts.classes.save(folder.path / "classes.json")
+        job.parts.reading.save(folder.path / "classes.json")
     torch.manual_seed(config.tuning.seed)
     trainer = Finetuner(
         config.tuning, job.training, job.generator, job.discriminator, job.network, device, ranks
@@ -194,7 +197,8 @@ class _Job:
 
 def _prepare(config: TrainConfig, device: torch.device, ranks: Ranks) -> _Job:
     """Read and check everything that the options name, before the run folder is made."""
-    parts = open_data(config, _splits_of(config), ranks)
+    splits, classes = (_kept(config, name) for name in ("splits.json", "classes.json"))
+    parts = open_data(config, splits, classes, ranks)
     stems = parts.few_shot(config.shots, config.draw)
     parts.check([*stems, *parts.splits.val, *parts.splits.test])
     path = find_generator(config, parts)
@@ -214,12 +218,18 @@ def _prepare(config: TrainConfig, device: torch.device, ranks: Ranks) -> _Job:
     return _Job(parts, training, val, test, generator, discriminator, network)
 
 
-def open_data(config: TrainConfig, splits: Path | None = None, ranks: Ranks = ALONE) -> PartFolder:
+def open_data(
+    config: TrainConfig,
+    splits: Path | None = None,
+    classes: Path | None = None,
+    ranks: Ranks = ALONE,
+) -> PartFolder:
     """Open the data set that the options name, drawn first if they name none.
 
     Args:
         config: the options.
         splits: a splits.json to use instead of the data set's.
+        classes: a classes.json to read masks by instead of the one that the options name.
         ranks: the processes that share the job.
 
     Raises:
@@ -227,7 +237,7 @@ def open_data(config: TrainConfig, splits: Path | None = None, ranks: Ranks = AL
     """
     with ranks.first_goes_first():
         root = config.data or _drawn_data(config)
-    return PartFolder.open(root, config.tuning.seed, splits)
+    return PartFolder.open(root, config.tuning.seed, splits, classes or config.classes)
 
 
 def find_generator(config: TrainConfig, parts: PartFolder) -> Path:
@@ -239,11 +249,11 @@ def _validation(val: Held, segmenter: Segmenter) -> dict[str, float]:
     return {f"val_{name}": s.miou for name, s in readout_scores(segmenter, val).items()}
 
 
-def _splits_of(config: TrainConfig) -> Path | None:
-    """The splits that the run to continue was started with."""
+def _kept(config: TrainConfig, name: str) -> Path | None:
+    """The file that the run to continue keeps of what it was started with."""
     if not config.resume or config.out is None:
         return None
-    path = config.out / "splits.json"
+    path = config.out / name
     return path if path.exists() else None
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 
 import gpseg
 from gpseg.atomic import replacing
-from gpseg.data import PartFolder
 from gpseg.errors import InputError
 from gpseg.evaluation.cells import PLAIN, Cell, Setting
 from gpseg.evaluation.claims import Claim, judge, paired
@@ -49,7 +48,7 @@ class Summary:
         self.cells = [cell for cell in cells if not cell.failed]
         if not self.cells:
             raise InputError("no cell of the comparison is finished; there is nothing to report")
-        self.parts = PartFolder.open(setting.data, setting.tuning.seed, setting.splits)
+        self.parts = setting.open_data()
         self.classes = self.parts.classes
         self.shots = sorted({cell.key.shots for cell in self.cells})
         self.stems: list[str] = self.cells[0].facts["images"]
@@ -179,6 +178,8 @@ def _notes(summary: Summary) -> list[str]:
         notes.append(
             "Scored on validation images, by which read-outs are chosen too: good for choosing settings, not a result."
         )
+    if summary.setting.classes is not None:
+        notes.append(f"Masks are read as {summary.parts.reading}.")
     if draws := _few_draws(summary):
         notes.append(draws)
     versions = {cell.facts["gpseg"] for cell in summary.cells}
