@@ -13,12 +13,12 @@ RANDOM = {"similarity", "noise", *(name for name, kind in KINDS.items() if kind.
 MOVING = {"similarity", "framing", ELSEWHERE}
 
 
-def held(count: int = 3, side: int = 32) -> Held:
+def held(count: int = 3, side: int = 32, square: slice = slice(10, 22)) -> Held:
     """Pictures with a bright red square of class 1 on a dark ground."""
     images = torch.full((count, 3, side, side), 40, dtype=torch.uint8)
     masks = torch.zeros(count, side, side, dtype=torch.uint8)
-    images[:, 0, 10:22, 10:22] = 220
-    masks[:, 10:22, 10:22] = 1
+    images[:, 0, square, square] = 220
+    masks[:, square, square] = 1
     return Held([f"image{i}" for i in range(count)], images, masks)
 
 
@@ -58,16 +58,14 @@ def test_masks_of_a_single_value(kind: str, only: int) -> None:
     ("kind", "scale", "turned"), [("similarity", 1.25, 20), ("framing", 1.6, 40)]
 )
 def test_masks_move_with_their_images(kind: str, scale: float, turned: float) -> None:
-    whole = held(60, 64)
-    whole.images[:, 0, 20:44, 20:44] = 220
-    whole.masks[:, 20:44, 20:44] = 1
+    whole = held(60, 64, slice(20, 44))
     found = jittered(whole, kind, 0, IGNORED)
     bright, square = found.images[:, 0] > 130, found.masks == 1
     labelled = found.masks != IGNORED
     assert ((bright != square) & labelled).float().mean() < 0.01
-    inside = ~(square[:, 0].any(1) | square[:, -1].any(1) | square[..., 0].any(1))
-    inside &= ~square[..., -1].any(1)
-    sizes = square[inside].flatten(1).sum(1) / square.new_tensor(576, dtype=torch.float)
+    edges = (square[:, 0], square[:, -1], square[..., 0], square[..., -1])
+    inside = ~torch.stack(edges).any(0).any(1)
+    sizes = square[inside].flatten(1).sum(1) / 24**2
     assert scale**-2 * 0.95 < sizes.min() < scale**-1.4
     assert scale**1.4 < sizes.max() < scale**2 * 1.05
     # A square turned by an angle is wider by cos + sin.
@@ -104,14 +102,14 @@ def test_light_comes_from_one_side(side: int) -> None:
     slopes = [stops[:, -1, :].mean(1) - stops[:, 0, :].mean(1)]
     slopes.append(stops[:, :, -1].mean(1) - stops[:, :, 0].mean(1))
     steep = torch.hypot(*slopes) / 2
-    assert jitter.STOPS / 2 * 0.95 < steep.min() and steep.max() < jitter.STOPS * 1.05
+    assert steep.min() > jitter.STOPS / 2 * 0.95 and steep.max() < jitter.STOPS * 1.05
     assert all(slope.min() < -0.5 and slope.max() > 0.5 for slope in slopes)
     middles = stops.mean((1, 2)) - torch.tensor(100.0).log2()
     assert middles.abs().min() > 0.2 and middles.min() < -0.3 < 0.2 < middles.max()
 
 
 def test_colours_go_beyond_what_training_meets() -> None:
-    assert jitter.HUE / 2 > PairAugment.hue and jitter.SATURATION > PairAugment.saturation
+    assert PairAugment.hue < jitter.HUE / 2 and PairAugment.saturation < jitter.SATURATION
     whole = held(60)
     whole.images[:] = torch.tensor([150, 110, 90], dtype=torch.uint8)[:, None, None]
     found = jittered(whole, "colour", 0, IGNORED).images
@@ -134,7 +132,7 @@ def test_only_the_background_gives_way(side: int) -> None:
     assert changed[away].float().mean() > 0.95
     backgrounds = found.images[:, :, 24:].float()
     assert backgrounds.flatten(1).mean(1).std() > 20  # other colours in every picture
-    assert backgrounds.flatten(2).std(2).amax(1).min() > 3  # none of them even
+    assert backgrounds.flatten(2).std(2).amax(1).median() > 20  # and patterns within most
 
 
 def test_edges_before_another_background_are_soft() -> None:
