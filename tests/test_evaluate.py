@@ -14,9 +14,12 @@ from gpseg.data import PartFolder, write_drawn
 from gpseg.evaluation import experiment
 from gpseg.evaluation.cells import Cell
 from gpseg.evaluation.experiment import EvaluateConfig, evaluate
-from gpseg.evaluation.metrics import majority_score, score
+from gpseg.evaluation.jitter import KINDS
+from gpseg.evaluation.metrics import majority_score, percent, score
+from gpseg.evaluation.report import signed
 from gpseg.evaluation.results import load_held
 from gpseg.models.checkpoint import save_generator
+from gpseg.models.segmenter import READOUTS
 from gpseg.models.stylegan2 import NetworkConfig
 
 NETWORK = NetworkConfig(16, z_dim=8, w_dim=8, channel_base=128, channel_max=8, mapping_layers=2)
@@ -64,11 +67,12 @@ def results(out: Path) -> dict:
 
 def test_every_method_has_a_row_for_every_draw(done: Path) -> None:
     found = {(row["line"], row["shots"], row["draw"]) for row in results(done)["cells"]}
-    lines = ("majority", "unet", "gpseg", "gpseg-palette", "gpseg-classifier")
+    ours = ("gpseg", "gpseg-flip", *(f"gpseg-{name}" for name in READOUTS))
+    lines = ("majority", "unet", *ours)
     assert found == {(x, k, draw) for x in lines for k in (1, 3) for draw in (0, 1)}
     for row in results(done)["cells"]:
         assert 0 <= row["miou"] <= 1 and 0 <= row["validation"] <= 1
-        assert row["changed"].keys() == {"similarity", "blur", "noise", "JPEG", "grey"}
+        assert row["changed"].keys() == KINDS.keys()
         assert row["seed"] == row["draw"] and row["peak_memory_bytes"] > 2**26
         assert row["seconds"] >= row["train_seconds"] and row["images_per_second"] > 0
 
@@ -99,8 +103,38 @@ def test_the_report_says_it_all(done: Path) -> None:
     )
     assert "One label worth five" in markdown
     assert page.count("<b>worst, 1 shot</b>") == page.count("<b>best, 3 shots</b>") == 1
+    elsewhere = {(d["line"], d["shots"]) for d in results(done)["elsewhere"]}
+    assert elsewhere == {("unet", 1), ("unet", 3)}
     differences = {(d["line"], d["shots"]) for d in results(done)["differences"]}
     assert ("unet", 1) in differences and ("majority", 3) in differences
+
+
+def test_foreign_images_are_held_against_the_floor_on_the_same(done: Path) -> None:
+    rows = {
+        row["line"]: row for row in results(done)["cells"] if (row["shots"], row["draw"]) == (1, 0)
+    }
+    for path in (done / "cells").glob("*-draw-1.*"):
+        path.unlink()
+    assert command(["--out", str(done), "--report-only"]) == 0
+    markdown = (done / "results.md").read_text()
+    _, _, table = markdown.partition("## As if from another collection, 1 labelled image\n")
+    header, unet = (re.search(rf"^\| {start} \|.*", table, re.M) for start in ("mIoU, %", "unet"))
+    assert header and unet
+    titles, texts = (found[0].strip("| ").split(" | ") for found in (header, unet))
+    found = dict(zip(titles, texts, strict=True))
+    assert [*found] == [
+        "mIoU, %",
+        "unchanged",
+        "light",
+        "colour",
+        "background",
+        "framing",
+        "elsewhere",
+    ]
+    miou, floor = (rows[line]["changed"]["framing"] for line in ("unet", "majority"))
+    assert floor != pytest.approx(rows["majority"]["miou"])
+    assert found["framing"] == f"{percent(miou)} ({signed(miou - floor)})"
+    assert "| gpseg − unet, unchanged |" in markdown and "| gpseg − unet, elsewhere |" in markdown
 
 
 def test_continues_with_what_is_missing(

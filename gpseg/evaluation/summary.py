@@ -6,7 +6,7 @@ import dataclasses
 import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from gpseg.errors import InputError
 from gpseg.evaluation.cells import PLAIN, Cell, Setting
 from gpseg.evaluation.claims import Claim, judge, paired
 from gpseg.evaluation.comparison import CONFIDENCE, RESAMPLES, Interval
-from gpseg.evaluation.jitter import KINDS
+from gpseg.evaluation.jitter import ELSEWHERE, KINDS
 from gpseg.evaluation.methods import FLOOR, METHODS, OURS
 from gpseg.evaluation.metrics import percent, pooled_iou
 from gpseg.evaluation.pictures import IGNORED, colour_mask, telling_examples
@@ -29,6 +29,11 @@ from gpseg.evaluation.results import Held, load_held
 
 SMALL_SHARE = 0.02
 """A class with a smaller share of the labelled pixels is a small part."""
+
+_DAMAGED = [name for name, kind in KINDS.items() if not kind.foreign]
+_FOREIGN = [name for name, kind in KINDS.items() if kind.foreign]
+_WITHOUT = ("no-unlabelled", "unet")
+"""Ours without unlabelled images in tuning, and what has no generator either."""
 
 
 class Summary:
@@ -117,10 +122,18 @@ class Summary:
     @cached_property
     def differences(self) -> dict[str, dict[int, Interval]]:
         """What ours is above every other line, by that line and shots."""
+        return self._above(self.lines, PLAIN)
+
+    @cached_property
+    def brought(self) -> dict[str, dict[str, dict[int, Interval]]]:
+        """What ours is above itself without unlabelled images, and above what has no generator, by kind of image."""
+        return {kind: self._above(_WITHOUT, kind) for kind in (PLAIN, ELSEWHERE)}
+
+    def _above(self, lines: Sequence[str], kind: str) -> dict[str, dict[int, Interval]]:
         found: dict[str, dict[int, Interval]] = {}
-        for line in self.lines:
+        for line in lines:
             for shots in self.shots if line != OURS else ():
-                interval = paired(self.counts, OURS, line, shots)
+                interval = paired(partial(self.counts, kind=kind), OURS, line, shots)
                 if interval is not None:
                     found.setdefault(line, {})[shots] = interval
         return found
@@ -206,6 +219,9 @@ def _tables(summary: Summary) -> list[Table]:
         tables.append(_differences(summary))
     if summary.setting.jitter:
         tables += [_robustness(summary, shots) for shots in summary.shots]
+        tables += [_elsewhere(summary, shots) for shots in summary.shots]
+        if summary.brought[ELSEWHERE]:
+            tables.append(_brought(summary))
     return tables
 
 
@@ -289,8 +305,7 @@ def _by_class(summary: Summary, shots: int) -> Table:
 def _differences(summary: Summary) -> Table:
     rows = []
     for line, by_shots in summary.differences.items():
-        intervals = (by_shots.get(k) for k in summary.shots)
-        rows.append([f"{OURS} − {line}", *("-" if i is None else _interval(i) for i in intervals)])
+        rows.append([f"{OURS} − {line}", *_by_shots(summary, by_shots)])
     return Table(
         "Differences, paired",
         ["points of mIoU", *(f"{k} shot{'s' if k > 1 else ''}" for k in summary.shots)],
@@ -308,16 +323,65 @@ def _robustness(summary: Summary, shots: int) -> Table:
     for line in summary.lines:
         if summary.found(line, shots):
             changes = [
-                _mean(summary.changes(line, line, shots, kind=kind), signed) for kind in KINDS
+                _mean(summary.changes(line, line, shots, kind=kind), signed) for kind in _DAMAGED
             ]
             rows.append([line, _mean(summary.mious(line, shots).values()), *changes])
     return Table(
-        f"On changed images, {shots} labelled image{'s' if shots > 1 else ''}",
-        ["method", "unchanged, %", *KINDS],
+        f"On images moved or damaged, {shots} labelled image{'s' if shots > 1 else ''}",
+        ["method", "unchanged, %", *_DAMAGED],
         rows,
         strong=[OURS],
-        hint=f"Points of mIoU by which scores change. {'; '.join(f'{k}: {v}' for k, v in KINDS.items())}.",
+        hint=f"Points of mIoU by which scores change. {_legend(_DAMAGED)}",
     )
+
+
+def _elsewhere(summary: Summary, shots: int) -> Table:
+    def score(line: str, kind: str) -> str:
+        miou = _mean(summary.mious(line, shots, kind).values())
+        above = summary.changes(line, FLOOR, shots, kind, kind) if line != FLOOR else []
+        return f"{miou} ({signed(statistics.mean(above))})" if above else miou
+
+    kinds = [PLAIN, *_FOREIGN]
+    return Table(
+        f"As if from another collection, {shots} labelled image{'s' if shots > 1 else ''}",
+        ["mIoU, %", "unchanged", *_FOREIGN],
+        [
+            [line, *(score(line, kind) for kind in kinds)]
+            for line in summary.lines
+            if summary.found(line, shots)
+        ],
+        strong=[OURS],
+        hint=(
+            "In brackets, how far above the floor on the same images, in points: where images move, the floor falls too. "
+            f"{_legend(_FOREIGN)}"
+        ),
+    )
+
+
+def _brought(summary: Summary) -> Table:
+    rows = [
+        [f"{OURS} − {line}, {title}", *_by_shots(summary, by_line[line])]
+        for line in _WITHOUT
+        for title, by_line in zip(("unchanged", ELSEWHERE), summary.brought.values(), strict=True)
+        if line in by_line
+    ]
+    return Table(
+        "What the unlabelled images bring elsewhere",
+        ["points of mIoU", *(f"{k} shot{'s' if k > 1 else ''}" for k in summary.shots)],
+        rows,
+        hint=(
+            "Paired, with intervals as above. no-unlabelled is ours without unlabelled images in tuning (its generator has "
+            "seen them); unet has seen none at all."
+        ),
+    )
+
+
+def _legend(kinds: Sequence[str]) -> str:
+    return f"{'; '.join(f'{kind}: {KINDS[kind].what}' for kind in kinds)}."
+
+
+def _by_shots(summary: Summary, found: Mapping[int, Interval]) -> list[str]:
+    return [_interval(found[k]) if k in found else "-" for k in summary.shots]
 
 
 def _mean(values: Iterable[float], write: Callable[[float], str] = percent) -> str:
@@ -416,6 +480,11 @@ def _results(summary: Summary) -> dict[str, Any]:
         "differences": [
             {"line": line, "shots": shots, **dataclasses.asdict(interval)}
             for line, by_shots in summary.differences.items()
+            for shots, interval in by_shots.items()
+        ],
+        "elsewhere": [
+            {"line": line, "shots": shots, **dataclasses.asdict(interval)}
+            for line, by_shots in summary.brought[ELSEWHERE].items()
             for shots, interval in by_shots.items()
         ],
         "claims": [

@@ -20,7 +20,7 @@ from gpseg.evaluation.pictures import (
 )
 from gpseg.evaluation.report import Report
 from gpseg.evaluation.results import Held, Result
-from gpseg.models.segmenter import Outputs
+from gpseg.models.segmenter import READOUTS, Outputs
 from gpseg.training.finetune import TrainingSet
 from gpseg.training.run_folder import RunFolder
 
@@ -78,7 +78,7 @@ class Constant:
     def outputs(self, images: Tensor) -> Outputs:
         flat = torch.zeros(len(images), 3, 16, 16)
         probabilities = torch.stack([flat[:, 0], flat[:, 0] + 1], 1)
-        return Outputs(flat, flat + 1, {"palette": probabilities, "classifier": probabilities})
+        return Outputs(flat, flat + 1, dict.fromkeys(READOUTS, probabilities))
 
 
 def report_of(tmp_path: Path, tested: int) -> Report:
@@ -90,7 +90,7 @@ def report_of(tmp_path: Path, tested: int) -> Report:
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0}) + "\n")
     floor = majority_score(masks, test.masks, CLASSES) if tested else None
     own = score(torch.ones_like(test.masks), test.masks, CLASSES) if tested else None
-    readouts = {"palette": own, "classifier": own} if own else None
+    readouts = dict.fromkeys(READOUTS, own) if own else None
     result = Result(tmp_path, "palette", readouts, floor, {})
     return training_report(
         result,
@@ -105,7 +105,7 @@ def report_of(tmp_path: Path, tested: int) -> Report:
 def test_training_report_with_test_images(tmp_path: Path) -> None:
     report = report_of(tmp_path, tested=5)
     assert report.title == "Part segmentation from 6 labelled images"
-    assert list(report.scores) == ["palette read-out", "classifier read-out", FLOOR]
+    assert list(report.scores) == [*(f"{name} read-out" for name in READOUTS), FLOOR]
     assert (report.chosen, report.floor) == ("palette read-out", FLOOR)
     assert report.curves == [{"step": 1, "loss": 1.0}]
     assert report.notes == []
