@@ -28,7 +28,7 @@ from gpseg.evaluation.results import (
     readout_scores,
 )
 from gpseg.evaluation.rivals import train_unet
-from gpseg.models.checkpoint import load_generator
+from gpseg.models.checkpoint import SHIPPED_GENERATOR, load_generator
 from gpseg.models.segmenter import Segmenter
 from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig
 from gpseg.training import distributed
@@ -59,8 +59,8 @@ class TrainConfig:
     """A classes.json to read masks by instead of the data set's: each class is made of those of the data set that its
     "of" lists, such as "of": ["shirt", "trousers"], or without "of" the one of its name; the rest is ignored."""
     generator: Path | None = None
-    """Checkpoint of gpseg.pretrain on the same class of images. Default: one is pre-trained first, for
-    --pretrain-kimg, and kept for the next run on the same data."""
+    """Checkpoint of gpseg.pretrain on the same class of images. Default: for the package's own faces of 64 px its own
+    generator; for all else one is pre-trained first, for --pretrain-kimg, and kept for the next run on the same data."""
     pretrain_kimg: float = 5.0
     """Length of that pre-training in thousands of images. Five are enough to try things; a good generator wants
     hundreds, see gpseg.pretrain."""
@@ -241,8 +241,8 @@ def open_data(
 
 
 def find_generator(config: TrainConfig, parts: PartFolder) -> Path:
-    """The generator that the options name, or one that is pre-trained here."""
-    return config.generator or _pretrained(config, parts)
+    """The generator that the options name, or the package's own, or one that is pre-trained here."""
+    return config.generator or _shipped(config) or _pretrained(config, parts)
 
 
 def _validation(val: Held, segmenter: Segmenter) -> dict[str, float]:
@@ -261,6 +261,12 @@ def _drawn_data(config: TrainConfig) -> Path:
     resolution = config.resolution or DEFAULT_RESOLUTION
     root = Path("runs") / f"drawn-{resolution}"
     return data.write_drawn(root, resolution, DRAWN_LABELLED, DRAWN_UNLABELLED)
+
+
+def _shipped(config: TrainConfig) -> Path | None:
+    """The package's own generator, for the package's own faces."""
+    fits = config.data is None and config.resolution in (None, DEFAULT_RESOLUTION)
+    return SHIPPED_GENERATOR if fits else None
 
 
 def _pretrained(config: TrainConfig, parts: PartFolder) -> Path:

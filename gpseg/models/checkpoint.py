@@ -23,6 +23,8 @@ from gpseg.errors import InputError
 from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig
 
 GENERATOR_STAGE = "generator-pretraining"
+SHIPPED_GENERATOR = Path(__file__).with_name("drawn-64.safetensors")
+"""A generator of drawn faces, 64 px, that is part of the package; docs/pretraining.md says how it was made."""
 SEGMENTER_STAGE = "segmenter"
 
 _WRITTEN_BY = {

@@ -286,8 +286,8 @@ class Finetuner:
         batch = batch or next(self.batches())
         self.random.set_state(batch.random)
         a = ramp(self.config.ramp, self.progress, length=self.config.ramp_length)
-        masks, trust = self._with_own_masks(batch)
-        loss, values = self._losses(self._partly_rendered(batch), masks, trust, a)
+        masks = torch.cat([batch.masks, self._own_masks(batch)])
+        loss, values = self._losses(self._partly_rendered(batch), masks, len(batch.masks), a)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * learning_rate(
                 (self.steps + 1) / (self.config.steps + 1)
@@ -336,22 +336,15 @@ class Finetuner:
         order = [torch.randperm(size, generator=random, device=self.device) for _ in range(rounds)]
         return torch.cat(order)[:count].cpu()
 
-    def _with_own_masks(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Masks [m, r, r], those that the running mean makes of unlabelled images after the given ones, and how much each counts, [m]."""
+    def _own_masks(self, batch: Batch) -> Tensor:
+        """What the running mean makes of the unlabelled images, where it is sure, moved as they are; none if not wanted."""
         config, classes = self.config, self.data.classes
-        masks, trust = batch.masks, torch.ones(len(batch.masks), device=self.device)
-        if (
-            batch.change is None
-            or config.self_training == 0
-            or self.progress < config.self_training_from
-        ):
-            return masks, trust
+        wanted = config.self_training > 0 and self.progress >= config.self_training_from
+        if batch.change is None or not wanted:
+            return batch.masks[:0]
         sureness, ids = self.segmenter().probabilities(batch.plain, "fusion").max(1)
-        ids = ids.to(masks.dtype).masked_fill(sureness < config.confidence, classes.ignore_index)
-        own = batch.change.masks(ids)
-        return torch.cat([masks, own]), torch.cat(
-            [trust, trust.new_full((len(own),), config.self_training)]
-        )
+        sure = torch.where(sureness >= config.confidence, ids, classes.ignore_index)
+        return batch.change.masks(sure.to(batch.masks.dtype))
 
     def _partly_rendered(self, batch: Batch) -> Tensor:
         """The batch's images, some labelled ones with another appearance."""
@@ -362,25 +355,36 @@ class Finetuner:
         return torch.cat([anew, batch.images[count:]])
 
     def _losses(
-        self, images: Tensor, masks: Tensor, trust: Tensor, a: float
+        self, images: Tensor, masks: Tensor, given: int, a: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and its terms; of the masks, the first `given` are the user's."""
         config, model = self.config, self.model
-        coarse = (len(images) - config.labelled_batch) // 2 if config.rendered else 0
+        coarse = (len(images) - given) // 2 if config.rendered else 0
         streams = model(
             images, segmented=len(masks), coarse=coarse, feature_grad=a, dtype=self.dtype
         )
         colours, logits = streams.colours, streams.logits
-        valid = (masks < self.data.classes.num_classes).float() * trust[:, None, None]
+        valid = (masks < self.data.classes.num_classes).float()
+        valid[given:] *= config.self_training
         count = self.ranks.mean(valid.sum())
+
+        def cross_entropy(logits: Tensor) -> Tensor:
+            # Weighted once more, what is rare would grow from one prediction to the next.
+            weights = (self.weights, torch.ones_like(self.weights))
+            parts = zip(
+                logits.tensor_split([given]), masks.tensor_split([given]), weights, strict=True
+            )
+            return masked_mean(
+                torch.cat([part_cross_entropy(*part) for part in parts]), valid, count
+            )
+
         target = interpolated_target(images[: len(masks)], masks, model.palette, a)
         values = {
             "image": (streams.reconstruction - images).square().mean(),
             # every other image, labelled and unlabelled alike: it costs as much as the encoder
             "perceptual": self.perceptual(streams.reconstruction[::2], images[::2]),
             "map": masked_mean((colours - target).square(), valid, count),
-            "classifier": masked_mean(
-                part_cross_entropy(logits, masks, self.weights), valid, count
-            ),
+            "classifier": cross_entropy(logits),
         }
         loss = (
             values["image"]
@@ -390,9 +394,7 @@ class Finetuner:
         )
         if a > 0:
             palette_logits = model.palette_logits(colours, TEMPERATURE)
-            values["colour"] = masked_mean(
-                part_cross_entropy(palette_logits, masks, self.weights), valid, count
-            )
+            values["colour"] = cross_entropy(palette_logits)
             loss = loss + a * config.colour_weight * values["colour"]
         return loss, {name: value.detach() for name, value in values.items()}
 

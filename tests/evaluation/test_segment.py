@@ -2,8 +2,13 @@
 
 from pathlib import Path
 
-from gpseg.data import PartFolder, load_images, write_drawn
-from gpseg.evaluation.segment import training_set
+import pytest
+import torch
+
+from gpseg.data import PartFolder, draw_face, load_images, write_drawn
+from gpseg.evaluation.segment import TrainConfig, find_generator, training_set
+from gpseg.models.checkpoint import SHIPPED_GENERATOR, load_generator
+from gpseg.training.quality import Quality, generated_images
 
 
 def test_images_with_labels_in_use_are_not_among_the_unlabelled(tmp_path: Path) -> None:
@@ -14,3 +19,30 @@ def test_images_with_labels_in_use_are_not_among_the_unlabelled(tmp_path: Path) 
     assert len(rest) == len(parts.seen_in_training) - 2 > 3
     assert training.unlabelled[range(len(rest))].equal(load_images(rest, 16))
     assert len(training_set(parts, stems, 16, unlabelled=False).unlabelled) == 0
+
+
+def test_the_packages_own_faces_have_a_generator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    parts = PartFolder.open(write_drawn(tmp_path / "drawn", 16, 24, 3))
+    for resolution in (None, 64):
+        assert find_generator(TrainConfig(resolution=resolution), parts) == SHIPPED_GENERATOR
+    given = tmp_path / "mine.safetensors"
+    assert find_generator(TrainConfig(generator=given), parts) == given
+    pretrained = tmp_path / "runs" / "generator.safetensors"
+    monkeypatch.setattr("gpseg.evaluation.segment._pretrained", lambda *_: pretrained)
+    for config in (TrainConfig(resolution=16), TrainConfig(data=parts.root)):
+        assert find_generator(config, parts) == pretrained
+
+
+def test_the_packages_generator_makes_what_the_package_draws() -> None:
+    assert SHIPPED_GENERATOR.stat().st_size <= 4_000_000
+    generator, _, network, config = load_generator(SHIPPED_GENERATOR)
+    assert network.img_resolution == 64
+    assert config["images_seen"] >= 100_000
+    drawn = torch.stack([draw_face(1, i, 64)[0] for i in range(300)])
+    quality = Quality(drawn.split(100))
+    made = quality.measure(generated_images(generator, 300, 50))
+    grey = quality.measure(drawn.float().mean(1, keepdim=True).expand_as(drawn).byte().split(100))
+    print(made, grey)

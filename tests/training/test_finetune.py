@@ -265,18 +265,15 @@ def test_a_batch_that_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unlabelled_images_are_learned_where_the_running_mean_is_sure() -> None:
     trainer = make(steps=4, self_training=0.25, self_training_from=0.5, confidence=0.6)
     batch = next(trainer.batches())
-    masks, trust = trainer._with_own_masks(batch)
-    assert masks.equal(batch.masks) and trust.tolist() == [1, 1, 1]
+    assert len(trainer._own_masks(batch)) == 0
     trainer.steps = 2
-    masks, trust = trainer._with_own_masks(batch)
-    assert masks[:3].equal(batch.masks) and trust.tolist() == [1, 1, 1, 0.25, 0.25]
+    masks = trainer._own_masks(batch)
     sureness, ids = trainer.segmenter().probabilities(batch.plain, "fusion").max(1)
     assert batch.change is not None
-    sure = batch.change.masks((sureness >= 0.6).to(torch.uint8))
-    assert 0 < (sure == 1).float().mean() < 1
-    assert (masks[3:] != 255).equal(sure == 1)
-    expected = batch.change.masks(ids.to(torch.uint8))
-    assert masks[3:][sure == 1].equal(expected[sure == 1])
+    sure = batch.change.masks((sureness >= 0.6).to(torch.uint8)) == 1
+    assert 0 < sure.float().mean() < 1
+    assert (masks != 255).equal(sure)
+    assert masks[sure].equal(batch.change.masks(ids.to(torch.uint8))[sure])
 
 
 def test_of_self_training_the_weight_decides() -> None:
