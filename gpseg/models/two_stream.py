@@ -24,9 +24,6 @@ from gpseg.models.encoder import Encoder
 from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig, SynthesisNetwork
 from gpseg.nn import Conv2d, ZeroProjection
 
-COARSEST_FINE = 32
-"""Resolution from which styles make appearance rather than layout."""
-
 
 def far_apart_palette(num_classes: int) -> Tensor:
     """Colours [K, 3] in −1 … 1: black, then each as far from those before as possible.
@@ -129,7 +126,6 @@ class TwoStream(nn.Module):
         images: Tensor,
         *,
         segmented: int | None = None,
-        coarse: int = 0,
         feature_grad: float = 1.0,
         dtype: torch.dtype | None = None,
     ) -> Streams:
@@ -138,8 +134,6 @@ class TwoStream(nn.Module):
         Args:
             images: [N, 3, r, r], −1 … 1.
             segmented: only the first so many images go through the segmentation stream; None for all.
-            coarse: the image stream gets no fine skips of the last so many images; it has to make up what is fine, as for
-                `rendered_anew`.
             feature_grad: share of the classifier's gradient that reaches the features it reads, 0 … 1.
             dtype: dtype of the features; None for the networks' own.
 
@@ -147,11 +141,7 @@ class TwoStream(nn.Module):
             Both streams' results.
         """
         ws, skips = self.encoder(images, dtype=dtype)
-        seen = skips
-        if coarse:
-            kept = (torch.arange(len(images)) < len(images) - coarse).view(-1, 1, 1, 1)
-            seen = {r: x * kept.to(x) if r > COARSEST_FINE // 2 else x for r, x in skips.items()}
-        features, reconstruction = _run(self.image_stream, ws, self.image_skips, seen, dtype=dtype)
+        features, reconstruction = _run(self.image_stream, ws, self.image_skips, skips, dtype=dtype)
         if segmented == 0:
             return Streams(reconstruction)
         skips = {r: x[:segmented] for r, x in skips.items()}
@@ -169,28 +159,6 @@ class TwoStream(nn.Module):
         )
         read = {r: _scaled_gradient(x, feature_grad) for r, x in features.items()}
         return Streams(reconstruction, colours, self.classifier(read))
-
-    @torch.no_grad()
-    def rendered_anew(
-        self, images: Tensor, others: Tensor, dtype: torch.dtype | None = None
-    ) -> Tensor:
-        """Images as the image stream makes them of their own coarse styles and skips, and the fine styles of others.
-
-        Args:
-            images: whose layout to keep, [N, 3, r, r], −1 … 1.
-            others: whose appearance to take, [N, 3, r, r].
-            dtype: dtype of the features; None for the networks' own.
-
-        Returns:
-            [N, 3, r, r], −1 … 1.
-        """
-        ws, skips = self.encoder(torch.cat([images, others]), dtype=dtype)
-        own, other = ws.chunk(2)
-        fine = 2 * sum(r < COARSEST_FINE for r in self.image_stream.resolutions) - 1
-        ws = torch.cat([own[:, :fine], other[:, fine:]], dim=1)
-        skips = {r: x[: len(images)] for r, x in skips.items() if r < COARSEST_FINE}
-        _, rendered = _run(self.image_stream, ws, self.image_skips, skips, dtype=dtype)
-        return rendered.clamp(-1, 1)
 
     def palette_logits(self, colours: Tensor, temperature: float) -> Tensor:
         """−‖s − P_k‖² / temperature: [N, K, r, r] of colours [N, 3, r, r]; the first read-out is their softmax."""

@@ -77,9 +77,6 @@ class FinetuneConfig:
     """Weight of the cross-entropy of the classifier read-out."""
     recolour: float = 0.5
     """Share of the labelled images that take the colours of an unlabelled one, 0 … 1."""
-    rendered: float = 0.0
-    """Share of the labelled images that, once the target is the part map, the image stream renders anew with the fine
-    styles of unlabelled ones, 0 … 1."""
     self_training: float = 0.5
     """Weight of the unlabelled images in learning parts: what the running mean makes of them, where it is sure, is learned
     as if it were their mask; 0 leaves that out."""
@@ -122,7 +119,7 @@ class FinetuneConfig:
                 raise InputError(
                     f"--{name.replace('_', '-')} {getattr(self, name)}: give 0 or more"
                 )
-        for name in ("recolour", "rendered", "self_training_from", "confidence"):
+        for name in ("recolour", "self_training_from", "confidence"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(
                     f"--{name.replace('_', '-')} {getattr(self, name)}: give a number from 0 to 1"
@@ -287,7 +284,7 @@ class Finetuner:
         self.random.set_state(batch.random)
         a = ramp(self.config.ramp, self.progress, length=self.config.ramp_length)
         masks = torch.cat([batch.masks, self._own_masks(batch)])
-        loss, values = self._losses(self._partly_rendered(batch), masks, len(batch.masks), a)
+        loss, values = self._losses(batch.images, masks, len(batch.masks), a)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * learning_rate(
                 (self.steps + 1) / (self.config.steps + 1)
@@ -346,23 +343,12 @@ class Finetuner:
         sure = torch.where(sureness >= config.confidence, ids, classes.ignore_index)
         return batch.change.masks(sure.to(batch.masks.dtype))
 
-    def _partly_rendered(self, batch: Batch) -> Tensor:
-        """The batch's images, some labelled ones with another appearance."""
-        count = min(round(self.config.rendered * len(batch.masks)), len(batch.plain))
-        if count == 0 or self.progress < self.config.ramp_length:
-            return batch.images
-        anew = self.ema.rendered_anew(batch.images[:count], batch.plain[:count], self.dtype)
-        return torch.cat([anew, batch.images[count:]])
-
     def _losses(
         self, images: Tensor, masks: Tensor, given: int, a: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms; of the masks, the first `given` are the user's."""
         config, model = self.config, self.model
-        coarse = (len(images) - given) // 2 if config.rendered else 0
-        streams = model(
-            images, segmented=len(masks), coarse=coarse, feature_grad=a, dtype=self.dtype
-        )
+        streams = model(images, segmented=len(masks), feature_grad=a, dtype=self.dtype)
         colours, logits = streams.colours, streams.logits
         valid = (masks < self.data.classes.num_classes).float()
         valid[given:] *= config.self_training
