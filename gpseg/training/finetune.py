@@ -54,14 +54,14 @@ class FinetuneConfig:
 
     steps: int = 600
     """Training steps."""
-    labelled_batch: int = 16
+    labelled_batch: int = 8
     """Labelled images a step (augmented copies of the few there are), over all processes."""
-    unlabelled_batch: int = 4
-    """Unlabelled images a step, over all processes, for the image stream; 0 leaves them out."""
+    unlabelled_batch: int = 12
+    """Unlabelled images a step, over all processes; 0 leaves them out."""
     ramp: Ramp = "cosine"
     """How the target moves from the image to the part map; direct and fixed are controls."""
-    ramp_length: float = 0.5
-    """Share of the steps after which the target is the part map alone."""
+    ramp_length: float = 0.35
+    """Share of the steps after which the target is the part map alone, and self-training begins."""
     lr: float = 2e-2
     """Learning rate of new layers (Adam); their weights are of unit size, see gpseg.nn."""
     lr_pretrained: float = 5e-3
@@ -78,10 +78,8 @@ class FinetuneConfig:
     recolour: float = 0.5
     """Share of the labelled images that take the colours of an unlabelled one, 0 … 1."""
     self_training: float = 0.5
-    """Weight of the unlabelled images in learning parts: what the running mean makes of them, where it is sure, is learned
-    as if it were their mask; 0 leaves that out."""
-    self_training_from: float = 0.5
-    """Share of the steps after which that begins."""
+    """Weight of the unlabelled images in learning parts: after the ramp, what the running mean makes of them, where it is
+    sure, is learned as if it were their mask; 0 leaves that out."""
     confidence: float = 0.9
     """Probability from which the running mean counts as sure, 0 … 1."""
     ema_share: float = 0.03
@@ -119,7 +117,7 @@ class FinetuneConfig:
                 raise InputError(
                     f"--{name.replace('_', '-')} {getattr(self, name)}: give 0 or more"
                 )
-        for name in ("recolour", "self_training_from", "confidence"):
+        for name in ("recolour", "confidence"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(
                     f"--{name.replace('_', '-')} {getattr(self, name)}: give a number from 0 to 1"
@@ -336,7 +334,7 @@ class Finetuner:
     def _own_masks(self, batch: Batch) -> Tensor:
         """What the running mean makes of the unlabelled images, where it is sure, moved as they are; none if not wanted."""
         config, classes = self.config, self.data.classes
-        wanted = config.self_training > 0 and self.progress >= config.self_training_from
+        wanted = config.self_training > 0 and self.progress >= config.ramp_length
         if batch.change is None or not wanted:
             return batch.masks[:0]
         sureness, ids = self.segmenter().probabilities(batch.plain, "fusion").max(1)

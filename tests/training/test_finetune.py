@@ -257,13 +257,13 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 def test_a_batch_that_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(InputError, match="--labelled-batch 16: give a multiple of 3"):
+    with pytest.raises(InputError, match="--labelled-batch 8: give a multiple of 3"):
         FinetuneConfig().check()
     FinetuneConfig(labelled_batch=9, unlabelled_batch=3).check()
 
 
 def test_unlabelled_images_are_learned_where_the_running_mean_is_sure() -> None:
-    trainer = make(steps=4, self_training=0.25, self_training_from=0.5, confidence=0.6)
+    trainer = make(steps=4, self_training=0.25, ramp_length=0.5, confidence=0.6)
     batch = next(trainer.batches())
     assert len(trainer._own_masks(batch)) == 0
     trainer.steps = 2
@@ -280,7 +280,7 @@ def test_of_self_training_the_weight_decides() -> None:
     def after(self_training: float, confidence: float) -> list[torch.Tensor]:
         trainer = make(
             self_training=self_training,
-            self_training_from=0.0,
+            ramp_length=0.0,
             confidence=confidence,
             ramp="direct",
         )
