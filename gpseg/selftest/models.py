@@ -392,6 +392,7 @@ class _Finetuning:
         config = FinetuneConfig(
             labelled_batch=problem.batch,
             unlabelled_batch=problem.batch // 4,
+            self_training=0,  # whose masks, and so the work, would depend on what a contestant rounds to
             precision=_precision(contestant.dtype),
         )
         size = (problem.batch, 3, problem.resolution, problem.resolution)
