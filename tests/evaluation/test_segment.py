@@ -38,11 +38,11 @@ def test_the_packages_own_faces_have_a_generator(
 
 def test_the_packages_generator_makes_what_the_package_draws() -> None:
     assert SHIPPED_GENERATOR.stat().st_size <= 4_000_000
-    generator, _, network, config = load_generator(SHIPPED_GENERATOR)
+    generator, _, network, _ = load_generator(SHIPPED_GENERATOR)
     assert network.img_resolution == 64
-    assert config["images_seen"] >= 100_000
     drawn = torch.stack([draw_face(1, i, 64)[0] for i in range(300)])
     quality = Quality(drawn.split(100))
     made = quality.measure(generated_images(generator, 300, 50))
-    grey = quality.measure(drawn.float().mean(1, keepdim=True).expand_as(drawn).byte().split(100))
-    print(made, grey)
+    # Grey copies of the drawn faces are at 127 and 6.3, after 5 thousand images it was at 364 and 11.
+    assert made["swd"] < 90
+    assert made["frechet_8"] < 4.5
