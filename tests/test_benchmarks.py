@@ -94,13 +94,15 @@ class TestARun:
         assert len(own) == 8
         operator = own["to-rgb", "backward", "eager"]
         unmeasured = {f.name for f in dataclasses.fields(Row) if getattr(operator, f.name) is None}
-        assert unmeasured == {"size", "batch"}
+        # The textbook may find room for so little in pages that it has: nothing to take a share of.
+        assert unmeasured - {"memory_ratio"} == {"size", "batch"}
         assert operator.seconds and operator.copy and operator.moved
         assert operator.of_copy == pytest.approx(operator.moved / operator.seconds / operator.copy)
         assert operator.layout == "channels_last"
         assert own["to-rgb", "backward", "textbook"].ratio == 1
         model = own["generator-16", "forward+backward", "eager"]
-        assert model.moved is None and model.of_matmul is not None and model.memory is not None
+        assert model.moved is None and model.of_matmul is not None
+        assert model.memory and model.memory_ratio
         assert model.deviation is not None and 0 < model.deviation < 1e-5
 
     def test_has_a_page_that_needs_nothing_else(self, measured: Path) -> None:

@@ -60,7 +60,9 @@ def test_its_peak_of_memory_counts_what_is_gone() -> None:
 def test_it_ends_with_who_waits_for_it(number: signal.Signals, tmp_path: Path) -> None:
     file = tmp_path / "pid"
     code = (
-        "import sys, pathlib; from tests.test_processes import sleep, in_fresh_process\n"
+        "import signal, sys, pathlib; from tests.test_processes import sleep, in_fresh_process\n"
+        # A shell starts what runs in the background with Ctrl-C ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "in_fresh_process(sleep, pathlib.Path(sys.argv[1]))"
     )
     waiting = subprocess.Popen(

@@ -33,11 +33,15 @@ class ByBrightness:
 
     def __init__(self) -> None:
         self.batches: list[int] = []
+        self.flips: list[bool] = []
 
-    def probabilities(self, images: Tensor, readout: str | None = None) -> Tensor:
+    def probabilities(
+        self, images: Tensor, readout: str | None = None, *, flip: bool = False
+    ) -> Tensor:
         assert images.dtype == torch.uint8
         assert images.shape[1:] == (3, RESOLUTION, RESOLUTION)
         self.batches.append(len(images))
+        self.flips.append(flip)
         red, green, _ = (images.float() / 255).unbind(1)
         bright = torch.minimum(red, green)
         reddish = red - bright
@@ -165,7 +169,7 @@ def test_goes_in_batches_and_reads_no_further_than_one_batch_ahead(
     ahead: list[int] = []
     answer = segmenter.probabilities
 
-    def watched(images: Tensor, readout: str | None = None) -> Tensor:
+    def watched(images: Tensor, readout: str | None = None, *, flip: bool = False) -> Tensor:
         ahead.append(len(read))
         return answer(images)
 
@@ -175,6 +179,15 @@ def test_goes_in_batches_and_reads_no_further_than_one_batch_ahead(
     assert segmenter.batches == [2, 2, 2, 1]
     assert [path.name for path in written] == [f"{index}.png" for index in range(7)]
     assert all(count <= 2 * (turn + 2) for turn, count in enumerate(ahead))
+
+
+def test_the_mirror_image_is_asked_for(photos: Path, tmp_path: Path) -> None:
+    halves(40, 30).save(photos / "a.png")
+    segmenter = ByBrightness()
+    for flip in (False, True):
+        config = PredictConfig(Path("none"), [photos], tmp_path / f"out-{flip}", flip=flip)
+        predict(config, segmenter)  # type: ignore[arg-type]
+    assert segmenter.flips == [False, True]
 
 
 def test_folders_patterns_and_files_together_each_image_once(photos: Path, tmp_path: Path) -> None:
