@@ -235,7 +235,8 @@ def test_what_was_drawn_moves_masks_that_come_later(classes: Classes) -> None:
 @settings(max_examples=20, deadline=None)
 def test_images_take_the_mean_and_covariance_of_others(seed: int) -> None:
     random = _generator(seed)
-    mix = 0.15 * (torch.eye(3) + (torch.rand(2, 3, 3, generator=random) - 0.5))
+    # The identity outweighs the rest, so that no direction of colour is next to empty: there a covariance is left as it is.
+    mix = 0.15 * (torch.eye(3) + (torch.rand(2, 3, 3, generator=random) - 0.5) / 2)
     colors = (mix @ torch.randn(2, 3, 16 * 24, generator=random).clamp(-2, 2)).view(2, 3, 16, 24)
     images, sources = colors[:1], colors[1:, :, :8]
     got = take_colors(images, sources, torch.ones(1))
