@@ -145,9 +145,8 @@ class PairChange:
         """Move and recolour floating images [N, 3, H, W] in -1..1."""
         # Coordinates in a half-precision type would be off by whole pixels.
         precise = images.to(torch.promote_types(images.dtype, torch.float32))
-        moved = F.grid_sample(
-            precise, self._grid(precise), padding_mode="reflection", align_corners=False
-        )
+        grid = F.affine_grid(self.affine.to(precise), [*images.shape], align_corners=False)
+        moved = F.grid_sample(precise, grid, padding_mode="reflection", align_corners=False)
         recolored = _recolored(moved, self.matrix.to(precise), self.offset.to(precise))
         return recolored.to(images.dtype)
 
@@ -156,16 +155,25 @@ class PairChange:
         if self.swap_table is not None:
             swapped = self.swap_table.to(masks.device)[masks.long()].to(masks.dtype)
             masks = torch.where(self.flips.to(masks.device)[:, None, None], swapped, masks)
-        # Shifted by one, ids leave 0, with which sampling pads, to what lies beyond the image.
-        ids = (masks.to(torch.promote_types(self.affine.dtype, torch.float32)) + 1).unsqueeze(1)
-        moved = F.grid_sample(ids, self._grid(ids), mode="nearest", align_corners=False)
-        moved = moved.squeeze(1) - 1
-        return torch.where(moved < 0, self.ignore_index, moved).to(masks.dtype)
+        return move_masks(masks, self.affine.to(masks.device), self.ignore_index)
 
-    def _grid(self, like: Tensor) -> Tensor:
-        count, _, height, width = like.shape
-        size = [count, 1, height, width]
-        return F.affine_grid(self.affine.to(like), size, align_corners=False)
+
+def move_masks(masks: Tensor, affine: Tensor, ignore_index: int) -> Tensor:
+    """Move masks; every pixel takes the id that is nearest to where it comes from.
+
+    Args:
+        masks: integer, [N, H, W].
+        affine: from output to input coordinates, which span -1..1 along each axis, float32 [N, 2, 3].
+        ignore_index: id of pixels that come from beyond the mask.
+
+    Returns:
+        [N, H, W], of the masks' type.
+    """
+    # Shifted by one, ids leave 0, with which sampling pads, to what lies beyond the mask.
+    ids = masks.to(affine.dtype).unsqueeze(1) + 1
+    grid = F.affine_grid(affine, [*ids.shape], align_corners=False)
+    moved = F.grid_sample(ids, grid, mode="nearest", align_corners=False).squeeze(1) - 1
+    return torch.where(moved < 0, ignore_index, moved).to(masks.dtype)
 
 
 def _recolored(images: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:

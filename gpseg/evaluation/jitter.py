@@ -16,6 +16,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 from torch.nn import functional as F
 
+from gpseg.data.augment import move_masks
 from gpseg.evaluation.results import Held
 
 Change = Callable[[Tensor, Tensor, torch.Generator, int], tuple[Tensor, Tensor]]
@@ -79,10 +80,7 @@ class Similarity:
         picture = F.grid_sample(
             image[None].float(), grid, padding_mode="border", align_corners=False
         )
-        # Shifted by one, ids leave 0, with which sampling pads, to what lies beyond the image.
-        ids = F.grid_sample(mask[None, None].float() + 1, grid, mode="nearest", align_corners=False)
-        ids = torch.where(ids < 1, ignore_index, ids - 1)
-        return picture[0].round().to(image.dtype), ids[0, 0].to(mask.dtype)
+        return picture[0].round().to(image.dtype), move_masks(mask[None], affine, ignore_index)[0]
 
 
 @dataclass(frozen=True)

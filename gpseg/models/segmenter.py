@@ -99,7 +99,7 @@ class Segmenter:
 
     @torch.no_grad()
     def outputs(self, images: Tensor) -> Outputs:
-        """Run both streams and both read-outs.
+        """Run both streams and all read-outs.
 
         Args:
             images: [N, 3, r, r] on any device, uint8, or floating in −1 … 1.

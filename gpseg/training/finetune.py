@@ -299,31 +299,32 @@ class Finetuner:
     def _batch(self, random: torch.Generator) -> Batch:
         data, config = self.data, self.config
         labelled = self._draw(len(data.images), config.labelled_batch, random)
-        images = to_float(data.images[labelled].to(self.device))
+        own = self.ranks.share(config.labelled_batch)
+        images = to_float(data.images[labelled[own]].to(self.device))
         unlabelled = config.unlabelled_batch > 0 and len(data.unlabelled) > 0
         if unlabelled and config.recolour > 0:
-            images = self._recoloured(images, random)
-        images, masks = self.augment(images, data.masks[labelled].to(self.device), random)
-        assert masks is not None
-        own = self.ranks.share(config.labelled_batch)
-        images, masks = images[own], masks[own]
-        plain, change = images[:0], None
+            images = self._recoloured(images, own, random)
+        change = self.augment.draw((len(labelled), *images.shape[1:]), random)[own]
+        images = change.images(images)
+        masks = change.masks(data.masks[labelled[own]].to(self.device))
+        plain, moved = images[:0], None
         if unlabelled:
             drawn = self._draw(len(data.unlabelled), config.unlabelled_batch, random)
             own = self.ranks.share(config.unlabelled_batch)
             plain = to_float(data.unlabelled[drawn[own]].to(self.device))
-            change = self.augment.draw((len(drawn), *plain.shape[1:]), random)[own]
-            images = torch.cat([images, change.images(plain)])
+            moved = self.augment.draw((len(drawn), *plain.shape[1:]), random)[own]
+            images = torch.cat([images, moved.images(plain)])
         images = images.contiguous(memory_format=torch.channels_last)
-        return Batch(images, masks, plain, change, random.get_state())
+        return Batch(images, masks, plain, moved, random.get_state())
 
-    def _recoloured(self, images: Tensor, random: torch.Generator) -> Tensor:
-        """Give some of the images, to some degree, the colours of unlabelled ones."""
-        drawn = self._draw(len(self.data.unlabelled), len(images), random)
-        chance, share = torch.rand(2, len(images), generator=random, device=self.device)
+    def _recoloured(self, images: Tensor, own: slice, random: torch.Generator) -> Tensor:
+        """Give some of the images, this process's share of the labelled ones, the colours of unlabelled ones to some degree."""
+        count = self.config.labelled_batch
+        drawn = self._draw(len(self.data.unlabelled), count, random)
+        chance, share = torch.rand(2, count, generator=random, device=self.device)
         share = torch.where(chance < self.config.recolour, share, 0)
-        sources = to_float(self.data.unlabelled[drawn].to(self.device))
-        return take_colors(images, sources, share)
+        sources = to_float(self.data.unlabelled[drawn[own]].to(self.device))
+        return take_colors(images, sources, share[own])
 
     def _draw(self, size: int, count: int, random: torch.Generator) -> Tensor:
         """Indices of `count` images of `size`: every image comes up before one comes up again within a batch."""
