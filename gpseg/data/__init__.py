@@ -1,7 +1,7 @@
 """Data sets of part masks in folders, augmentation, and the drawn data set."""
 
 from gpseg.data.ahead import batches_ahead, made_ahead
-from gpseg.data.augment import PairAugment, PairChange, diff_augment, take_colors
+from gpseg.data.augment import PairAugment, PairChange, diff_augment
 from gpseg.data.classes import Classes, PartClass, fit_mask
 from gpseg.data.drawn import DRAWN_CLASSES, draw_face, write_drawn
 from gpseg.data.folder import PartFolder, Splits
@@ -12,6 +12,7 @@ from gpseg.data.images import (
     load_images,
     read_image,
 )
+from gpseg.data.mixing import half_the_parts, take_colors
 from gpseg.data.packed import UnlabelledImages
 from gpseg.data.reading import Reading
 from gpseg.data.sources import images_in, training_images
@@ -32,6 +33,7 @@ __all__ = [
     "draw_face",
     "fit_mask",
     "fit_square",
+    "half_the_parts",
     "images_in",
     "load_image",
     "load_images",

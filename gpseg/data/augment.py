@@ -185,46 +185,6 @@ def _recolored(images: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
     return torch.baddbmm(base, matrix, pixels).clamp(-1, 1).reshape(images.shape)
 
 
-def take_colors(images: Tensor, sources: Tensor, shares: Tensor) -> Tensor:
-    """Give images the colours of others: their mean and covariance over the pixels, not where they are.
-
-    Of all linear maps that do so it is the one that changes the colours least (Monge-Kantorovich: Pitié and Kokaram, *The
-    linear Monge-Kantorovitch linear colour mapping for example-based colour transfer*, CVMP 2007).
-
-    Args:
-        images: floating, [N, 3, H, W] in -1..1.
-        sources: whose colours to take, [N, 3, H', W'].
-        shares: how far to go, 0..1, [N].
-
-    Returns:
-        [N, 3, H, W] in -1..1.
-    """
-    mean, covariance = _color_moments(images)
-    wanted_mean, wanted = _color_moments(sources)
-    root, inverse = _roots(covariance)
-    matrix = inverse @ _roots(root @ wanted @ root)[0] @ inverse
-    matrix = torch.lerp(torch.eye(3).to(matrix), matrix, shares[:, None, None])
-    mean_to = torch.lerp(mean, wanted_mean, shares[:, None, None])
-    pixels = torch.baddbmm(mean_to - matrix @ mean, matrix, images.flatten(2))
-    return pixels.clamp(-1, 1).reshape(images.shape)
-
-
-def _color_moments(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [N, 3, 1] and covariance [N, 3, 3] of the colours; a little more than measured, so that it has an inverse."""
-    pixels = images.flatten(2)
-    mean = pixels.mean(dim=2, keepdim=True)
-    centred = pixels - mean
-    covariance = centred @ centred.transpose(1, 2) / pixels.shape[2]
-    return mean, covariance + 1e-4 * torch.eye(3).to(covariance)
-
-
-def _roots(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Square roots of symmetric positive matrices [N, 3, 3], and their inverses."""
-    values, vectors = torch.linalg.eigh(matrices)
-    root = values.clamp(min=1e-6).sqrt().unsqueeze(1)
-    return (vectors * root) @ vectors.transpose(1, 2), (vectors / root) @ vectors.transpose(1, 2)
-
-
 def diff_augment(
     images: Tensor,
     generator: torch.Generator,

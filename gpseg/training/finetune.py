@@ -17,6 +17,7 @@ from gpseg.data import (
     PairChange,
     UnlabelledImages,
     batches_ahead,
+    half_the_parts,
     made_ahead,
     take_colors,
 )
@@ -82,6 +83,9 @@ class FinetuneConfig:
     sure, is learned as if it were their mask; 0 leaves that out."""
     confidence: float = 0.9
     """Probability from which the running mean counts as sure, 0 … 1."""
+    mix: float = 0.5
+    """Share of the unlabelled images onto which, when they serve to learn parts, half of a labelled image's parts are
+    pasted, 0 … 1."""
     ema_share: float = 0.03
     """Half-life of the running mean of the weights, as a share of the steps."""
     crossing: bool = True
@@ -117,7 +121,7 @@ class FinetuneConfig:
                 raise InputError(
                     f"--{name.replace('_', '-')} {getattr(self, name)}: give 0 or more"
                 )
-        for name in ("recolour", "confidence"):
+        for name in ("recolour", "confidence", "mix"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(
                     f"--{name.replace('_', '-')} {getattr(self, name)}: give a number from 0 to 1"
@@ -156,6 +160,8 @@ class Batch:
         masks: uint8 [labelled, r, r] of class ids and the ignore index.
         plain: the unlabelled ones before they were augmented, [n − labelled, 3, r, r].
         change: what augmented them; None if there are none.
+        pasted: ids of parts of labelled images that were pasted onto them afterwards, the ignore index where nothing was,
+            uint8 [n − labelled, r, r].
         random: state of the random stream that all this was drawn from, afterwards.
     """
 
@@ -163,6 +169,7 @@ class Batch:
     masks: Tensor
     plain: Tensor
     change: PairChange | None
+    pasted: Tensor
     random: Tensor
 
 
@@ -307,15 +314,16 @@ class Finetuner:
         change = self.augment.draw((len(labelled), *images.shape[1:]), random)[own]
         images = change.images(images)
         masks = change.masks(data.masks[labelled[own]].to(self.device))
-        plain, moved = images[:0], None
+        plain, moved, pasted = images[:0], None, masks[:0]
         if unlabelled:
             drawn = self._draw(len(data.unlabelled), config.unlabelled_batch, random)
             own = self.ranks.share(config.unlabelled_batch)
             plain = to_float(data.unlabelled[drawn[own]].to(self.device))
             moved = self.augment.draw((len(drawn), *plain.shape[1:]), random)[own]
-            images = torch.cat([images, moved.images(plain)])
+            others, pasted = self._pasted(moved.images(plain), images, masks, own, random)
+            images = torch.cat([images, others])
         images = images.contiguous(memory_format=torch.channels_last)
-        return Batch(images, masks, plain, moved, random.get_state())
+        return Batch(images, masks, plain, moved, pasted, random.get_state())
 
     def _recoloured(self, images: Tensor, own: slice, random: torch.Generator) -> Tensor:
         """Give some of the images, this process's share of the labelled ones, the colours of unlabelled ones to some degree."""
@@ -326,6 +334,21 @@ class Finetuner:
         sources = to_float(self.data.unlabelled[drawn[own]].to(self.device))
         return take_colors(images, sources, share[own])
 
+    def _pasted(
+        self, others: Tensor, images: Tensor, masks: Tensor, own: slice, random: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Paste half of the labelled images' parts onto some of the others, this process's share; also returns their ids."""
+        config, classes = self.config, self.data.classes
+        size = config.unlabelled_batch, classes.num_classes + 1
+        chance, *order = torch.rand(size, generator=random, device=self.device)[own].T
+        source = torch.arange(len(others), device=self.device) * len(images) // len(others)
+        drawn = half_the_parts(masks[source], torch.stack(order, 1))
+        # Without self-training nobody would learn the masks of such pictures.
+        share = config.mix if config.self_training > 0 else 0.0
+        drawn &= (chance < share)[:, None, None]
+        others = torch.where(drawn[:, None], images[source], others)
+        return others, torch.where(drawn, masks[source], classes.ignore_index)
+
     def _draw(self, size: int, count: int, random: torch.Generator) -> Tensor:
         """Indices of `count` images of `size`: every image comes up before one comes up again within a batch."""
         rounds = math.ceil(count / size)
@@ -333,14 +356,16 @@ class Finetuner:
         return torch.cat(order)[:count].cpu()
 
     def _own_masks(self, batch: Batch) -> Tensor:
-        """What the running mean makes of the unlabelled images, where it is sure, moved as they are; none if not wanted."""
+        """What was pasted onto the unlabelled images, and elsewhere what the running mean makes of them, moved as they are,
+        where it is sure; none if not wanted."""
         config, classes = self.config, self.data.classes
         wanted = config.self_training > 0 and self.progress >= config.ramp_length
         if batch.change is None or not wanted:
             return batch.masks[:0]
         sureness, ids = self.segmenter().probabilities(batch.plain, "fusion").max(1)
         sure = torch.where(sureness >= config.confidence, ids, classes.ignore_index)
-        return batch.change.masks(sure.to(batch.masks.dtype))
+        own = batch.change.masks(sure.to(batch.masks.dtype))
+        return torch.where(batch.pasted < classes.num_classes, batch.pasted, own)
 
     def _losses(
         self, images: Tensor, masks: Tensor, given: int, a: float

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gpseg.data import Classes, PairAugment, diff_augment, take_colors
+from gpseg.data import Classes, PairAugment, diff_augment
 
 STILL = PairAugment(
     flip=0.0,
@@ -229,33 +229,3 @@ def test_what_was_drawn_moves_masks_that_come_later(classes: Classes) -> None:
     assert change.images(_as_images(masks)).equal(images)
     assert change.masks(masks).equal(moved)
     assert change[2:5].masks(masks[2:5]).equal(moved[2:5])
-
-
-@given(st.integers(0, 2**32))
-@settings(max_examples=20, deadline=None)
-def test_images_take_the_mean_and_covariance_of_others(seed: int) -> None:
-    random = _generator(seed)
-    # The identity outweighs the rest, so that no direction of colour is next to empty: there a covariance is left as it is.
-    mix = 0.15 * (torch.eye(3) + (torch.rand(2, 3, 3, generator=random) - 0.5) / 2)
-    colors = (mix @ torch.randn(2, 3, 16 * 24, generator=random).clamp(-2, 2)).view(2, 3, 16, 24)
-    images, sources = colors[:1], colors[1:, :, :8]
-    got = take_colors(images, sources, torch.ones(1))
-    assert got.abs().max() < 1  # else the clamp has cut something off
-
-    def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-        return x.flatten(2).mean(2), x[0].flatten(1).cov()
-
-    for found, wanted in zip(moments(got), moments(sources), strict=True):
-        assert (found - wanted).norm() < 0.05 * wanted.norm().clamp(min=0.01)
-
-
-def test_colors_are_taken_as_far_as_asked() -> None:
-    images, sources = torch.rand(2, 3, 3, 8, 8, generator=_generator()) * 2 - 1
-    none, half, whole = (take_colors(images, sources, torch.full((3,), x)) for x in (0.0, 0.5, 1.0))
-    torch.testing.assert_close(none, images, atol=1e-5, rtol=0)
-    assert ((whole - images).abs().mean() > (half - images).abs().mean()).item()
-    each = take_colors(images, sources, torch.tensor([0.0, 1.0, 0.0]))
-    assert each[1].equal(whole[1])
-    torch.testing.assert_close(each[0], images[0], atol=1e-5, rtol=0)
-    flat = torch.zeros(1, 3, 4, 4)
-    assert take_colors(flat, sources[:1], torch.ones(1)).isfinite().all()
