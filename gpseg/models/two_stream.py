@@ -160,6 +160,11 @@ class TwoStream(nn.Module):
         read = {r: _scaled_gradient(x, feature_grad) for r, x in features.items()}
         return Streams(reconstruction, colours, self.classifier(read))
 
+    def segment_as_image_stream(self) -> None:
+        """Make the segmentation stream, but for what crosses over, a copy of the image stream as it is."""
+        self.segmentation_stream.load_state_dict(self.image_stream.state_dict())
+        self.segmentation_skips.load_state_dict(self.image_skips.state_dict())
+
     def palette_logits(self, colours: Tensor, temperature: float) -> Tensor:
         """−‖s − P_k‖² / temperature: [N, K, r, r] of colours [N, 3, r, r]; the first read-out is their softmax."""
         difference = colours.unsqueeze(1) - self.palette[:, :, None, None]

@@ -1,5 +1,6 @@
 """Progressive fine-tuning of a pre-trained generator in two streams; see `gpseg.models.two_stream`."""
 
+import copy
 import logging
 import math
 import time
@@ -61,8 +62,11 @@ class FinetuneConfig:
     """Unlabelled images a step, over all processes; 0 leaves them out."""
     ramp: Ramp = "cosine"
     """How the target moves from the image to the part map; direct and fixed are controls."""
-    ramp_length: float = 0.35
-    """Share of the steps after which the target is the part map alone, and self-training begins."""
+    ramp_start: float = 0.15
+    """Share of the steps in which the target of every image, labelled or not, is the image: both streams are one so far. The
+    controls direct and fixed do without."""
+    ramp_end: float = 0.35
+    """Share of the steps after which the target is the part map alone."""
     lr: float = 2e-2
     """Learning rate of new layers (Adam); their weights are of unit size, see gpseg.nn."""
     lr_pretrained: float = 5e-3
@@ -79,8 +83,10 @@ class FinetuneConfig:
     recolour: float = 0.5
     """Share of the labelled images that take the colours of an unlabelled one, 0 … 1."""
     self_training: float = 0.5
-    """Weight of the unlabelled images in learning parts: after the ramp, what the running mean makes of them, where it is
-    sure, is learned as if it were their mask; 0 leaves that out."""
+    """Weight of the unlabelled images in learning parts: what the running mean makes of them, where it is sure, is learned
+    as if it were their mask; 0 leaves that out."""
+    self_training_from: float = 0.5
+    """Share of the steps after which that begins; before, the running mean would teach its first mistakes."""
     confidence: float = 0.9
     """Probability from which the running mean counts as sure, 0 … 1."""
     mix: float = 0.5
@@ -121,11 +127,22 @@ class FinetuneConfig:
                 raise InputError(
                     f"--{name.replace('_', '-')} {getattr(self, name)}: give 0 or more"
                 )
-        for name in ("recolour", "confidence", "mix"):
+        for name in (
+            "recolour",
+            "confidence",
+            "mix",
+            "ramp_start",
+            "ramp_end",
+            "self_training_from",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(
                     f"--{name.replace('_', '-')} {getattr(self, name)}: give a number from 0 to 1"
                 )
+        if self.ramp_end < self.ramp_start:
+            raise InputError(
+                f"--ramp-end {self.ramp_end}: give no less than --ramp-start {self.ramp_start}"
+            )
         _, processes = rank_and_count()
         for name in ("labelled_batch", "unlabelled_batch"):
             if getattr(self, name) % processes:
@@ -243,6 +260,12 @@ class Finetuner:
         ]
 
     @property
+    def _common_steps(self) -> int:
+        """How many steps both streams are one for; only the image stream is run in them."""
+        config = self.config
+        return 0 if config.ramp in ("direct", "fixed") else round(config.ramp_start * config.steps)
+
+    @property
     def progress(self) -> float:
         """Share of the steps done, 0 … 1."""
         return self.steps / self.config.steps
@@ -287,19 +310,23 @@ class Finetuner:
         """
         batch = batch or next(self.batches())
         self.random.set_state(batch.random)
-        a = ramp(self.config.ramp, self.progress, length=self.config.ramp_length)
-        masks = torch.cat([batch.masks, self._own_masks(batch)])
-        loss, values = self._losses(batch.images, masks, len(batch.masks), a)
+        config = self.config
+        if self.steps == self._common_steps > 0:
+            self._part_streams()
+        a = ramp(config.ramp, self.progress, start=config.ramp_start, end=config.ramp_end)
+        if self.steps < self._common_steps:
+            loss, values = self._image_loss(batch.images)
+        else:
+            masks = torch.cat([batch.masks, self._own_masks(batch)])
+            loss, values = self._losses(batch.images, masks, len(batch.masks), a)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * learning_rate(
-                (self.steps + 1) / (self.config.steps + 1)
-            )
+            group["lr"] = group["peak_lr"] * learning_rate((self.steps + 1) / (config.steps + 1))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.ranks.mean_([p.grad for p in self.model.parameters() if p.grad is not None])
         self.optimizer.step()
         self.steps += 1
-        half_life = min(self.config.ema_share * self.config.steps, 0.1 * self.steps)
+        half_life = min(config.ema_share * config.steps, 0.1 * self.steps)
         ema_update(self.ema, self.model, 0.5 ** (1 / max(half_life, 1e-8)))
         return {**values, "loss": loss.detach(), "a": torch.tensor(a, device=self.device)}
 
@@ -359,7 +386,7 @@ class Finetuner:
         """What was pasted onto the unlabelled images, and elsewhere what the running mean makes of them, moved as they are,
         where it is sure; none if not wanted."""
         config, classes = self.config, self.data.classes
-        wanted = config.self_training > 0 and self.progress >= config.ramp_length
+        wanted = config.self_training > 0 and self.progress >= config.self_training_from
         if batch.change is None or not wanted:
             return batch.masks[:0]
         sureness, ids = self.segmenter().probabilities(batch.plain, "fusion").max(1)
@@ -367,10 +394,36 @@ class Finetuner:
         own = batch.change.masks(sure.to(batch.masks.dtype))
         return torch.where(batch.pasted < classes.num_classes, batch.pasted, own)
 
+    def _part_streams(self) -> None:
+        """Let the segmentation stream be what the image stream has become; its optimiser's state too."""
+        for model in (self.model, self.ema):
+            model.segment_as_image_stream()
+        model, state = self.model, self.optimizer.state
+        for ours, theirs in (
+            (model.segmentation_stream, model.image_stream),
+            (model.segmentation_skips, model.image_skips),
+        ):
+            for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+                state[own] = copy.deepcopy(state[other])
+
+    def _image_loss(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and its terms while both streams are one."""
+        streams = self.model(images, segmented=0, dtype=self.dtype)
+        values = self._image_terms(streams.reconstruction, images)
+        loss = values["image"] + self.config.perceptual_weight * values["perceptual"]
+        return loss, {name: value.detach() for name, value in values.items()}
+
+    def _image_terms(self, reconstruction: Tensor, images: Tensor) -> dict[str, Tensor]:
+        return {
+            "image": (reconstruction - images).square().mean(),
+            # every other image, labelled and unlabelled alike: it costs as much as the encoder
+            "perceptual": self.perceptual(reconstruction[::2], images[::2]),
+        }
+
     def _losses(
         self, images: Tensor, masks: Tensor, given: int, a: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and its terms; of the masks, the first `given` are the user's."""
+        """The loss and its terms once the streams are two; of the masks, the first `given` are the user's."""
         config, model = self.config, self.model
         streams = model(images, segmented=len(masks), feature_grad=a, dtype=self.dtype)
         colours, logits = streams.colours, streams.logits
@@ -390,9 +443,7 @@ class Finetuner:
 
         target = interpolated_target(images[: len(masks)], masks, model.palette, a)
         values = {
-            "image": (streams.reconstruction - images).square().mean(),
-            # every other image, labelled and unlabelled alike: it costs as much as the encoder
-            "perceptual": self.perceptual(streams.reconstruction[::2], images[::2]),
+            **self._image_terms(streams.reconstruction, images),
             "map": masked_mean((colours - target).square(), valid, count),
             "classifier": cross_entropy(logits),
         }

@@ -11,14 +11,17 @@ Ramp = Literal["linear", "cosine", "staircase", "direct", "fixed"]
 STAIRS = 5
 
 
-def ramp(shape: Ramp, progress: float, *, length: float = 0.7, fixed: float = 0.5) -> float:
+def ramp(
+    shape: Ramp, progress: float, *, start: float = 0.0, end: float = 0.7, fixed: float = 0.5
+) -> float:
     """The share a of the part map in the target.
 
     Args:
         shape: "linear", "cosine" or "staircase" rise from 0 to 1; the controls are "direct", 1 from the start, and
             "fixed", the same value throughout.
         progress: share of the training done, 0 … 1.
-        length: share of the training after which a is 1.
+        start: share of the training after which a begins to rise.
+        end: share of the training after which a is 1, no less than `start`.
         fixed: the value of "fixed".
 
     Returns:
@@ -28,7 +31,9 @@ def ramp(shape: Ramp, progress: float, *, length: float = 0.7, fixed: float = 0.
         return 1.0
     if shape == "fixed":
         return fixed
-    t = min(1.0, progress / length) if length > 0 else 1.0
+    if not start <= progress < end:
+        return float(progress >= end)
+    t = (progress - start) / (end - start)
     if shape == "cosine":
         return 0.5 - 0.5 * math.cos(math.pi * t)
     if shape == "staircase":

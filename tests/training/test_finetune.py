@@ -51,7 +51,9 @@ def weights(trainer: Finetuner) -> list[torch.Tensor]:
 
 
 def test_it_learns_the_discs(tmp_path: Path) -> None:
-    trainer = make(steps=150, lr=5e-3, lr_pretrained=5e-3, ramp_length=0.3, ema_share=0.02)
+    trainer = make(
+        steps=150, lr=5e-3, lr_pretrained=5e-3, ramp_start=0.1, ramp_end=0.3, ema_share=0.02
+    )
     with folder(tmp_path / "run") as run:
         finetune(trainer, run, lambda: False)
     data = training_set()
@@ -61,16 +63,17 @@ def test_it_learns_the_discs(tmp_path: Path) -> None:
         assert accuracy > 0.95, readout
 
 
-def test_resumed_run_equals_straight_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("after", [1, 3])
+def test_resumed_run_equals_straight_run(tmp_path: Path, after: int) -> None:
     straight = make(steps=6)
     with folder(tmp_path / "straight") as run:
         finetune(straight, run, lambda: False)
     stopped = make(steps=6)
     with folder(tmp_path / "stopped") as run:
         with pytest.raises(Interrupted):
-            finetune(stopped, run, lambda: stopped.steps >= 3)
+            finetune(stopped, run, lambda: stopped.steps >= after)
         state = run.load_state()
-    assert state is not None and state["steps"] == 3
+    assert state is not None and state["steps"] == after
     resumed = make(steps=6)
     resumed.load_state_dict(state)
     with folder(tmp_path / "resumed") as run:
@@ -123,6 +126,26 @@ def test_controls_build_and_step() -> None:
     assert torch.isfinite(alone.step()["loss"])
 
 
+def test_streams_are_one_until_the_ramp_starts() -> None:
+    trainer = make(steps=10, ramp_start=0.2, ramp_end=0.5)
+    model, start = trainer.model, trainer.model.segmentation_stream.block(16).conv1.weight.clone()
+    names = [{*trainer.step()} for _ in range(2)]
+    assert names == [{"image", "perceptual", "loss", "a"}] * 2
+    assert torch.equal(model.segmentation_stream.block(16).conv1.weight, start)
+    assert not torch.equal(model.image_stream.block(16).conv1.weight, start)
+    images = training_set().images
+    trainer._part_streams()
+    for networks in (model, trainer.ema):
+        streams = networks(images.float() / 255)
+        assert torch.equal(streams.colours, streams.reconstruction)
+    first = trainer.optimizer.state[model.image_stream.block(16).conv1.weight]
+    second = trainer.optimizer.state[model.segmentation_stream.block(16).conv1.weight]
+    assert torch.equal(first["exp_avg"], second["exp_avg"])
+    assert first["exp_avg"].data_ptr() != second["exp_avg"].data_ptr()
+    assert "map" in trainer.step()
+    assert not torch.equal(first["exp_avg"], second["exp_avg"])
+
+
 def test_random_start_shares_nothing_with_the_generator() -> None:
     start = make().model.image_stream.block(16).conv1.weight
     control = make(pretrained=False).model.image_stream.block(16).conv1.weight
@@ -149,6 +172,7 @@ def test_nan_stops_the_run_with_one_line(tmp_path: Path) -> None:
         ("self_training", -0.1),
         ("recolour", 1.5),
         ("confidence", -0.1),
+        ("ramp_end", 0.1),
     ],
 )
 def test_options_that_cannot_work(name: str, value: float) -> None:
@@ -263,7 +287,7 @@ def test_a_batch_that_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unlabelled_images_are_learned_where_the_running_mean_is_sure() -> None:
-    trainer = make(steps=4, self_training=0.25, ramp_length=0.5, confidence=0.6, mix=0.0)
+    trainer = make(steps=4, self_training=0.25, self_training_from=0.5, confidence=0.6, mix=0.0)
     batch = next(trainer.batches())
     assert len(trainer._own_masks(batch)) == 0
     trainer.steps = 2
@@ -280,7 +304,7 @@ def test_of_self_training_the_weight_decides() -> None:
     def after(self_training: float, confidence: float) -> list[torch.Tensor]:
         trainer = make(
             self_training=self_training,
-            ramp_length=0.0,
+            self_training_from=0.0,
             confidence=confidence,
             ramp="direct",
             mix=0.0,
@@ -312,7 +336,7 @@ def test_labelled_images_take_colours_of_unlabelled_ones() -> None:
 
 def test_parts_of_labelled_images_are_pasted_onto_unlabelled_ones() -> None:
     def batch(**options: object) -> Batch:
-        trainer = make(ramp_length=0.0, confidence=1.0, **options)
+        trainer = make(self_training_from=0.0, confidence=1.0, **options)
         batch = next(trainer.batches())
         own = trainer._own_masks(batch)
         assert len(own) in (0, len(batch.plain))

@@ -11,13 +11,20 @@ RISING = ("linear", "cosine", "staircase")
 
 
 @pytest.mark.parametrize("shape", RISING)
-@given(progress=st.lists(st.floats(0, 1), min_size=2, max_size=6), length=st.floats(0.01, 1))
-def test_rising_ramps_rise_from_0_to_1(shape: str, progress: list[float], length: float) -> None:
-    values = [ramp(shape, p, length=length) for p in sorted(progress)]  # type: ignore[arg-type]
+@given(
+    progress=st.lists(st.floats(0, 1), min_size=2, max_size=6),
+    start=st.floats(0, 0.9),
+    end=st.floats(0, 1),
+)
+def test_rising_ramps_rise_from_0_to_1(
+    shape: str, progress: list[float], start: float, end: float
+) -> None:
+    end = max(start, end)
+    values = [ramp(shape, p, start=start, end=end) for p in sorted(progress)]  # type: ignore[arg-type]
     assert values == sorted(values)
     assert all(0 <= v <= 1 for v in values)
-    assert ramp(shape, 0.0, length=length) == 0  # type: ignore[arg-type]
-    assert ramp(shape, 1.0, length=length) == 1  # type: ignore[arg-type]
+    assert ramp(shape, start / 2, start=start, end=end) == float(end == 0)  # type: ignore[arg-type]
+    assert ramp(shape, end, start=start, end=end) == 1  # type: ignore[arg-type]
 
 
 def test_shapes_differ_and_controls_are_constant() -> None:
