@@ -12,7 +12,7 @@ from gpseg.data.images import (
     load_images,
     read_image,
 )
-from gpseg.data.mixing import half_the_parts, take_colors
+from gpseg.data.mixing import color_parts, half_the_parts, take_colors
 from gpseg.data.packed import UnlabelledImages
 from gpseg.data.reading import Reading
 from gpseg.data.sources import images_in, training_images
@@ -29,6 +29,7 @@ __all__ = [
     "Splits",
     "UnlabelledImages",
     "batches_ahead",
+    "color_parts",
     "diff_augment",
     "draw_face",
     "fit_mask",

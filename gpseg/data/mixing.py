@@ -1,4 +1,4 @@
-"""What images take from others: colours, and parts together with their masks."""
+"""What images take from others: colours, of the whole or of parts, and parts together with their masks."""
 
 from __future__ import annotations
 
@@ -28,6 +28,29 @@ def take_colors(images: Tensor, sources: Tensor, shares: Tensor) -> Tensor:
     mean_to = torch.lerp(mean, wanted_mean, shares[:, None, None])
     pixels = torch.baddbmm(mean_to - matrix @ mean, matrix, images.flatten(2))
     return pixels.clamp(-1, 1).reshape(images.shape)
+
+
+def color_parts(images: Tensor, masks: Tensor, colors: Tensor, shares: Tensor) -> Tensor:
+    """Shift the colours of parts so that their means come nearer to given colours, each part for itself.
+
+    Args:
+        images: floating, [N, 3, H, W] in -1..1.
+        masks: ids, [N, H, W]; pixels of K and above stay as they are.
+        colors: of each image's K classes, [N, K, 3] in -1..1.
+        shares: how far to go, 0..1, [N, K].
+
+    Returns:
+        [N, 3, H, W] in -1..1.
+    """
+    count = colors.shape[1]
+    members = nn.functional.one_hot(masks.long().clamp(max=count), count + 1)[..., :count]
+    members = members.to(images).flatten(1, 2)  # [N, H W, K]
+    sizes = members.sum(1).clamp(min=1)
+    pixels = images.flatten(2)
+    means = (pixels @ members).transpose(1, 2) / sizes.unsqueeze(2)
+    shifts = shares.unsqueeze(2) * (colors - means)
+    moved = pixels + (members @ shifts).transpose(1, 2)
+    return moved.clamp(-1, 1).reshape(images.shape)
 
 
 def half_the_parts(masks: Tensor, order: Tensor) -> Tensor:

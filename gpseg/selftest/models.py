@@ -381,8 +381,8 @@ class _Pretraining:
 
 
 class _Finetuning:
-    _AT = 450
-    """A step of 600: the target is the part map alone."""
+    _AT = 300
+    """A step of 400: the target is the part map alone."""
 
     def __init__(
         self, problem: ModelProblem, contestant: ModelContestant, device: torch.device

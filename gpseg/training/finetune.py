@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,6 +18,7 @@ from gpseg.data import (
     PairChange,
     UnlabelledImages,
     batches_ahead,
+    color_parts,
     half_the_parts,
     made_ahead,
     take_colors,
@@ -47,6 +48,18 @@ from gpseg.training.steps import (
 
 log = logging.getLogger(__name__)
 
+STRONG = PairAugment(
+    scale=1.6,
+    rotation=30.0,
+    shift=0.18,
+    brightness=0.5,
+    contrast=0.6,
+    saturation=0.9,
+    hue=35.0,
+)
+"""Augmentation of unlabelled images: masks that were found in an image as it is are learned under changes
+that are stronger than those of labelled images (FixMatch: Sohn et al., NeurIPS 2020)."""
+
 _NAN_REMEDY = "--precision fp32 or smaller --lr and --lr-pretrained"
 
 
@@ -54,7 +67,7 @@ _NAN_REMEDY = "--precision fp32 or smaller --lr and --lr-pretrained"
 class FinetuneConfig:
     """Options of fine-tuning."""
 
-    steps: int = 600
+    steps: int = 400
     """Training steps."""
     labelled_batch: int = 8
     """Labelled images a step (augmented copies of the few there are), over all processes."""
@@ -62,10 +75,10 @@ class FinetuneConfig:
     """Unlabelled images a step, over all processes; 0 leaves them out."""
     ramp: Ramp = "cosine"
     """How the target moves from the image to the part map; direct and fixed are controls."""
-    ramp_start: float = 0.15
+    ramp_start: float = 0.1
     """Share of the steps in which the target of every image, labelled or not, is the image: both streams are one so far. The
     controls direct and fixed do without."""
-    ramp_end: float = 0.35
+    ramp_end: float = 0.2
     """Share of the steps after which the target is the part map alone."""
     lr: float = 2e-2
     """Learning rate of new layers (Adam); their weights are of unit size, see gpseg.nn."""
@@ -82,6 +95,9 @@ class FinetuneConfig:
     """Weight of the cross-entropy of the classifier read-out."""
     recolour: float = 0.5
     """Share of the labelled images that take the colours of an unlabelled one, 0 … 1."""
+    part_colours: float = 0.5
+    """Share of the labelled images about half of whose parts are shifted, each for itself, towards the colour of some pixel of
+    an unlabelled one, 0 … 1."""
     self_training: float = 0.5
     """Weight of the unlabelled images in learning parts: what the running mean makes of them, where it is sure, is learned
     as if it were their mask; 0 leaves that out."""
@@ -89,6 +105,8 @@ class FinetuneConfig:
     """Share of the steps after which that begins; before, the running mean would teach its first mistakes."""
     confidence: float = 0.9
     """Probability from which the running mean counts as sure, 0 … 1."""
+    strong_augment: bool = True
+    """Whether unlabelled images are changed more strongly than labelled ones."""
     mix: float = 0.5
     """Share of the unlabelled images onto which, when they serve to learn parts, half of a labelled image's parts are
     pasted, 0 … 1."""
@@ -129,6 +147,7 @@ class FinetuneConfig:
                 )
         for name in (
             "recolour",
+            "part_colours",
             "confidence",
             "mix",
             "ramp_start",
@@ -232,8 +251,14 @@ class Finetuner:
         self.ema = ema_copy(self.model)
         self.weights = class_weights(data.masks, data.classes.num_classes).to(device)
         self.random = torch.Generator(device).manual_seed(config.seed)
-        self.augment = PairAugment(
-            swap_table=data.classes.swap_table().to(device), ignore_index=data.classes.ignore_index
+        classes = data.classes
+        self.augment, self.augment_unlabelled = (
+            replace(
+                strength,
+                swap_table=classes.swap_table().to(device),
+                ignore_index=classes.ignore_index,
+            )
+            for strength in (PairAugment(), STRONG if config.strong_augment else PairAugment())
         )
         self.optimizer = torch.optim.Adam(
             self._parameter_groups(), betas=(0.9, 0.99), eps=1e-8, fused=True
@@ -336,17 +361,19 @@ class Finetuner:
         own = self.ranks.share(config.labelled_batch)
         images = to_float(data.images[labelled[own]].to(self.device))
         unlabelled = config.unlabelled_batch > 0 and len(data.unlabelled) > 0
+        masks = data.masks[labelled[own]].to(self.device)
         if unlabelled and config.recolour > 0:
             images = self._recoloured(images, own, random)
+        if unlabelled and config.part_colours > 0:
+            images = self._with_other_parts(images, masks, own, random)
         change = self.augment.draw((len(labelled), *images.shape[1:]), random)[own]
-        images = change.images(images)
-        masks = change.masks(data.masks[labelled[own]].to(self.device))
+        images, masks = change.images(images), change.masks(masks)
         plain, moved, pasted = images[:0], None, masks[:0]
         if unlabelled:
             drawn = self._draw(len(data.unlabelled), config.unlabelled_batch, random)
             own = self.ranks.share(config.unlabelled_batch)
             plain = to_float(data.unlabelled[drawn[own]].to(self.device))
-            moved = self.augment.draw((len(drawn), *plain.shape[1:]), random)[own]
+            moved = self.augment_unlabelled.draw((len(drawn), *plain.shape[1:]), random)[own]
             others, pasted = self._pasted(moved.images(plain), images, masks, own, random)
             images = torch.cat([images, others])
         images = images.contiguous(memory_format=torch.channels_last)
@@ -360,6 +387,20 @@ class Finetuner:
         share = torch.where(chance < self.config.recolour, share, 0)
         sources = to_float(self.data.unlabelled[drawn[own]].to(self.device))
         return take_colors(images, sources, share[own])
+
+    def _with_other_parts(
+        self, images: Tensor, masks: Tensor, own: slice, random: torch.Generator
+    ) -> Tensor:
+        """Shift the colours of some of the parts of some of the images, this process's share of the labelled ones."""
+        count, classes = self.config.labelled_batch, self.data.classes.num_classes
+        drawn = self._draw(len(self.data.unlabelled), count, random)
+        chance, part, share, place = torch.rand(
+            4, count, classes, generator=random, device=self.device
+        )[:, own]
+        share = share.masked_fill((chance[:, :1] >= self.config.part_colours) | (part >= 0.5), 0)
+        sources = to_float(self.data.unlabelled[drawn[own]].to(self.device)).flatten(2)
+        place = (place * sources.shape[2]).long().unsqueeze(1).expand(-1, 3, -1)
+        return color_parts(images, masks, sources.gather(2, place).transpose(1, 2), share)
 
     def _pasted(
         self, others: Tensor, images: Tensor, masks: Tensor, own: slice, random: torch.Generator

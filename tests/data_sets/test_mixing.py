@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gpseg.data import half_the_parts, take_colors
+from gpseg.data import color_parts, half_the_parts, take_colors
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -40,6 +40,27 @@ def test_colors_are_taken_as_far_as_asked() -> None:
     torch.testing.assert_close(each[0], images[0], atol=1e-5, rtol=0)
     flat = torch.zeros(1, 3, 4, 4)
     assert take_colors(flat, sources[:1], torch.ones(1)).isfinite().all()
+
+
+def test_parts_take_the_mean_colour_asked_for() -> None:
+    random = _generator()
+    images = 0.3 * (2 * torch.rand(2, 3, 6, 5, generator=random) - 1)
+    masks = torch.randint(3, (2, 6, 5), generator=random, dtype=torch.uint8)
+    masks[:, 0] = 255
+    colors = 0.5 * (2 * torch.rand(2, 3, 3, generator=random) - 1)
+    shares = torch.tensor([[1.0, 0.0, 0.5], [0.0, 0.0, 1.0]])
+    moved = color_parts(images, masks, colors, shares)
+    assert moved[:, :, 0].equal(images[:, :, 0])  # of no class
+    for n in range(2):
+        for c in range(3):
+            before, after = (x[n][:, masks[n] == c] for x in (images, moved))
+            mean = torch.lerp(before.mean(1), colors[n, c], shares[n, c])
+            torch.testing.assert_close(after.mean(1), mean)
+            torch.testing.assert_close(
+                after - before, (mean - before.mean(1))[:, None].expand_as(after)
+            )
+    white = color_parts(images, masks, torch.full((2, 3, 3), 5.0), torch.ones(2, 3))
+    assert white.max() == 1
 
 
 @given(seed=st.integers(0, 2**32), occurring=st.integers(1, 6), k=st.integers(1, 6))

@@ -9,11 +9,18 @@ import pytest
 import torch
 from PIL import Image
 
-from gpseg.data import Classes, PartClass, UnlabelledImages, packed
+from gpseg.data import Classes, PairAugment, PartClass, UnlabelledImages, packed
 from gpseg.errors import InputError, RunError
 from gpseg.models.stylegan2 import NetworkConfig
 from gpseg.training.distributed import Ranks
-from gpseg.training.finetune import Batch, FinetuneConfig, Finetuner, TrainingSet, finetune
+from gpseg.training.finetune import (
+    STRONG,
+    Batch,
+    FinetuneConfig,
+    Finetuner,
+    TrainingSet,
+    finetune,
+)
 from gpseg.training.losses import PerceptualLoss, class_weights, masked_mean, part_cross_entropy
 from gpseg.training.run_folder import Interrupted, RunFolder
 
@@ -171,8 +178,9 @@ def test_nan_stops_the_run_with_one_line(tmp_path: Path) -> None:
         ("unlabelled_batch", -1),
         ("self_training", -0.1),
         ("recolour", 1.5),
+        ("part_colours", 2.0),
         ("confidence", -0.1),
-        ("ramp_end", 0.1),
+        ("ramp_end", 0.05),
     ],
 )
 def test_options_that_cannot_work(name: str, value: float) -> None:
@@ -325,10 +333,14 @@ def test_labelled_images_take_colours_of_unlabelled_ones() -> None:
     def batch(**options: object) -> Batch:
         return next(make(**options).batches())
 
-    plain, recoloured = batch(recolour=0.0), batch(recolour=1.0)
-    assert plain.masks.equal(batch(recolour=0.0).masks)
-    assert not plain.images[:3].equal(recoloured.images[:3])
-    alone = [make(recolour=x) for x in (0.0, 1.0)]
+    def colours(whole: float, parts: float) -> dict[str, float]:
+        return {"recolour": whole, "part_colours": parts}
+
+    plain = batch(**colours(0.0, 0.0))
+    assert plain.masks.equal(batch(**colours(0.0, 0.0)).masks)
+    for share in ((1.0, 0.0), (0.0, 1.0)):
+        assert not plain.images[:3].equal(batch(**colours(*share)).images[:3])
+    alone = [make(**colours(x, x)) for x in (0.0, 1.0)]
     for trainer in alone:
         trainer.config.unlabelled_batch = 0
     assert next(alone[0].batches()).images.equal(next(alone[1].batches()).images)
@@ -354,3 +366,12 @@ def test_parts_of_labelled_images_are_pasted_onto_unlabelled_ones() -> None:
         assert mixed.images[3 + n][:, ~here].equal(plain.images[3 + n][:, ~here])
     assert (plain.pasted == 255).all()
     assert batch(mix=1.0, self_training=0.0).images.equal(plain.images)
+
+
+def test_unlabelled_images_are_changed_more_strongly() -> None:
+    mild, strong = (next(make(strong_augment=x).batches()) for x in (False, True))
+    assert mild.images[:3].equal(strong.images[:3])
+    assert mild.change is not None and strong.change is not None
+    torch.testing.assert_close(
+        strong.change.offset / STRONG.brightness, mild.change.offset / PairAugment().brightness
+    )
