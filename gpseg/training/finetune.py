@@ -95,7 +95,7 @@ class FinetuneConfig:
     """Weight of the cross-entropy of the classifier read-out."""
     recolour: float = 0.5
     """Share of the labelled images that take the colours of an unlabelled one, 0 … 1."""
-    part_colours: float = 0.5
+    part_colours: float = 0.25
     """Share of the labelled images about half of whose parts are shifted, each for itself, towards the colour of some pixel of
     an unlabelled one, 0 … 1."""
     self_training: float = 0.5
