@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gpseg.data.classes import Classes
+
 
 @dataclass(frozen=True)
 class PairAugment:
@@ -42,6 +44,16 @@ class PairAugment:
     hue: float = 10.0
     swap_table: Tensor | None = field(default=None, compare=False)
     ignore_index: int = 255
+
+    def suiting(self, classes: Classes, device: torch.device | str = "cpu") -> PairAugment:
+        """The same for masks of some classes.
+
+        Args:
+            classes: say which ids a mirrored mask swaps, and which pixels are ignored.
+            device: where the masks are.
+        """
+        table = classes.swap_table().to(device)
+        return replace(self, swap_table=table, ignore_index=classes.ignore_index)
 
     @overload
     def __call__(

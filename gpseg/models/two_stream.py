@@ -160,10 +160,12 @@ class TwoStream(nn.Module):
         read = {r: _scaled_gradient(x, feature_grad) for r, x in features.items()}
         return Streams(reconstruction, colours, self.classifier(read))
 
-    def segment_as_image_stream(self) -> None:
-        """Make the segmentation stream, but for what crosses over, a copy of the image stream as it is."""
-        self.segmentation_stream.load_state_dict(self.image_stream.state_dict())
-        self.segmentation_skips.load_state_dict(self.image_skips.state_dict())
+    def counterparts(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Modules of the segmentation stream, but for what crosses over, each with that of the image stream."""
+        return [
+            (self.segmentation_stream, self.image_stream),
+            (self.segmentation_skips, self.image_skips),
+        ]
 
     def palette_logits(self, colours: Tensor, temperature: float) -> Tensor:
         """−‖s − P_k‖² / temperature: [N, K, r, r] of colours [N, 3, r, r]; the first read-out is their softmax."""

@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -251,15 +251,9 @@ class Finetuner:
         self.ema = ema_copy(self.model)
         self.weights = class_weights(data.masks, data.classes.num_classes).to(device)
         self.random = torch.Generator(device).manual_seed(config.seed)
-        classes = data.classes
-        self.augment, self.augment_unlabelled = (
-            replace(
-                strength,
-                swap_table=classes.swap_table().to(device),
-                ignore_index=classes.ignore_index,
-            )
-            for strength in (PairAugment(), STRONG if config.strong_augment else PairAugment())
-        )
+        augment = STRONG if config.strong_augment else PairAugment()
+        self.augment = PairAugment().suiting(data.classes, device)
+        self.augment_unlabelled = augment.suiting(data.classes, device)
         self.optimizer = torch.optim.Adam(
             self._parameter_groups(), betas=(0.9, 0.99), eps=1e-8, fused=True
         )
@@ -339,11 +333,10 @@ class Finetuner:
         if self.steps == self._common_steps > 0:
             self._part_streams()
         a = ramp(config.ramp, self.progress, start=config.ramp_start, end=config.ramp_end)
-        if self.steps < self._common_steps:
-            loss, values = self._image_loss(batch.images)
-        else:
+        masks = batch.masks[:0]
+        if self.steps >= self._common_steps:
             masks = torch.cat([batch.masks, self._own_masks(batch)])
-            loss, values = self._losses(batch.images, masks, len(batch.masks), a)
+        loss, values = self._losses(batch.images, masks, len(batch.masks), a)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * learning_rate((self.steps + 1) / (config.steps + 1))
         self.optimizer.zero_grad(set_to_none=True)
@@ -370,10 +363,10 @@ class Finetuner:
         images, masks = change.images(images), change.masks(masks)
         plain, moved, pasted = images[:0], None, masks[:0]
         if unlabelled:
-            drawn = self._draw(len(data.unlabelled), config.unlabelled_batch, random)
-            own = self.ranks.share(config.unlabelled_batch)
-            plain = to_float(data.unlabelled[drawn[own]].to(self.device))
-            moved = self.augment_unlabelled.draw((len(drawn), *plain.shape[1:]), random)[own]
+            count = config.unlabelled_batch
+            own = self.ranks.share(count)
+            plain = self._unlabelled(count, own, random)
+            moved = self.augment_unlabelled.draw((count, *plain.shape[1:]), random)[own]
             others, pasted = self._pasted(moved.images(plain), images, masks, own, random)
             images = torch.cat([images, others])
         images = images.contiguous(memory_format=torch.channels_last)
@@ -382,10 +375,9 @@ class Finetuner:
     def _recoloured(self, images: Tensor, own: slice, random: torch.Generator) -> Tensor:
         """Give some of the images, this process's share of the labelled ones, the colours of unlabelled ones to some degree."""
         count = self.config.labelled_batch
-        drawn = self._draw(len(self.data.unlabelled), count, random)
+        sources = self._unlabelled(count, own, random)
         chance, share = torch.rand(2, count, generator=random, device=self.device)
         share = torch.where(chance < self.config.recolour, share, 0)
-        sources = to_float(self.data.unlabelled[drawn[own]].to(self.device))
         return take_colors(images, sources, share[own])
 
     def _with_other_parts(
@@ -393,12 +385,11 @@ class Finetuner:
     ) -> Tensor:
         """Shift the colours of some of the parts of some of the images, this process's share of the labelled ones."""
         count, classes = self.config.labelled_batch, self.data.classes.num_classes
-        drawn = self._draw(len(self.data.unlabelled), count, random)
+        sources = self._unlabelled(count, own, random).flatten(2)
         chance, part, share, place = torch.rand(
             4, count, classes, generator=random, device=self.device
         )[:, own]
         share = share.masked_fill((chance[:, :1] >= self.config.part_colours) | (part >= 0.5), 0)
-        sources = to_float(self.data.unlabelled[drawn[own]].to(self.device)).flatten(2)
         place = (place * sources.shape[2]).long().unsqueeze(1).expand(-1, 3, -1)
         return color_parts(images, masks, sources.gather(2, place).transpose(1, 2), share)
 
@@ -416,6 +407,11 @@ class Finetuner:
         drawn &= (chance < share)[:, None, None]
         others = torch.where(drawn[:, None], images[source], others)
         return others, torch.where(drawn, masks[source], classes.ignore_index)
+
+    def _unlabelled(self, count: int, own: slice, random: torch.Generator) -> Tensor:
+        """Draw `count` unlabelled images, of which only this process's share is read."""
+        drawn = self._draw(len(self.data.unlabelled), count, random)
+        return to_float(self.data.unlabelled[drawn[own]].to(self.device))
 
     def _draw(self, size: int, count: int, random: torch.Generator) -> Tensor:
         """Indices of `count` images of `size`: every image comes up before one comes up again within a batch."""
@@ -438,36 +434,28 @@ class Finetuner:
     def _part_streams(self) -> None:
         """Let the segmentation stream be what the image stream has become; its optimiser's state too."""
         for model in (self.model, self.ema):
-            model.segment_as_image_stream()
-        model, state = self.model, self.optimizer.state
-        for ours, theirs in (
-            (model.segmentation_stream, model.image_stream),
-            (model.segmentation_skips, model.image_skips),
-        ):
+            for ours, theirs in model.counterparts():
+                ours.load_state_dict(theirs.state_dict())
+        state = self.optimizer.state
+        for ours, theirs in self.model.counterparts():
             for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
                 state[own] = copy.deepcopy(state[other])
-
-    def _image_loss(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and its terms while both streams are one."""
-        streams = self.model(images, segmented=0, dtype=self.dtype)
-        values = self._image_terms(streams.reconstruction, images)
-        loss = values["image"] + self.config.perceptual_weight * values["perceptual"]
-        return loss, {name: value.detach() for name, value in values.items()}
-
-    def _image_terms(self, reconstruction: Tensor, images: Tensor) -> dict[str, Tensor]:
-        return {
-            "image": (reconstruction - images).square().mean(),
-            # every other image, labelled and unlabelled alike: it costs as much as the encoder
-            "perceptual": self.perceptual(reconstruction[::2], images[::2]),
-        }
 
     def _losses(
         self, images: Tensor, masks: Tensor, given: int, a: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and its terms once the streams are two; of the masks, the first `given` are the user's."""
+        """The loss and its terms; of the masks, the first `given` are the user's, and without any the streams are one."""
         config, model = self.config, self.model
         streams = model(images, segmented=len(masks), feature_grad=a, dtype=self.dtype)
-        colours, logits = streams.colours, streams.logits
+        reconstruction, colours, logits = streams.reconstruction, streams.colours, streams.logits
+        values = {
+            "image": (reconstruction - images).square().mean(),
+            # every other image, labelled and unlabelled alike: it costs as much as the encoder
+            "perceptual": self.perceptual(reconstruction[::2], images[::2]),
+        }
+        loss = values["image"] + config.perceptual_weight * values["perceptual"]
+        if colours is None:
+            return loss, {name: value.detach() for name, value in values.items()}
         valid = (masks < self.data.classes.num_classes).float()
         valid[given:] *= config.self_training
         count = self.ranks.mean(valid.sum())
@@ -483,17 +471,9 @@ class Finetuner:
             )
 
         target = interpolated_target(images[: len(masks)], masks, model.palette, a)
-        values = {
-            **self._image_terms(streams.reconstruction, images),
-            "map": masked_mean((colours - target).square(), valid, count),
-            "classifier": cross_entropy(logits),
-        }
-        loss = (
-            values["image"]
-            + config.perceptual_weight * values["perceptual"]
-            + values["map"]
-            + config.classifier_weight * values["classifier"]
-        )
+        values["map"] = masked_mean((colours - target).square(), valid, count)
+        values["classifier"] = cross_entropy(logits)
+        loss = loss + values["map"] + config.classifier_weight * values["classifier"]
         if a > 0:
             palette_logits = model.palette_logits(colours, TEMPERATURE)
             values["colour"] = cross_entropy(palette_logits)

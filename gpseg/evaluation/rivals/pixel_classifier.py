@@ -16,12 +16,7 @@ from torch import Tensor, nn
 from gpseg.data import PairAugment
 from gpseg.evaluation.rivals.hypercolumns import Maps, Moments, columns_at
 from gpseg.evaluation.rivals.inversion import images_at_once, invert
-from gpseg.evaluation.rivals.training import (
-    default_augment,
-    fit,
-    require_resolution,
-    seeded,
-)
+from gpseg.evaluation.rivals.training import fit, require_resolution, seeded
 from gpseg.models.segmenter import to_float
 from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig
 from gpseg.training.device import Precision, choose_device, choose_dtype
@@ -159,7 +154,7 @@ def train_pixel_classifier(
     """
     require_resolution(data.images, network.img_resolution)
     place = choose_device(device)
-    augment = augment or default_augment(data.classes)
+    augment = augment or PairAugment().suiting(data.classes)
     inverted = invert(
         data,
         generator,
@@ -196,7 +191,7 @@ def train_discriminator_classifier(
     place = choose_device(device)
     dtype = choose_dtype(precision, place)
     frozen = copy.deepcopy(discriminator).eval().requires_grad_(False).to(place)
-    augment = augment or default_augment(data.classes)
+    augment = augment or PairAugment().suiting(data.classes)
     return _classifier(
         lambda x: frozen.features(x, dtype=dtype), data, steps, members, augment, seed, place
     )

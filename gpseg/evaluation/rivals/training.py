@@ -67,11 +67,6 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def default_augment(classes: Classes) -> PairAugment:
-    """A strong augmentation that suits most classes of images."""
-    return PairAugment(swap_table=classes.swap_table(), ignore_index=classes.ignore_index)
-
-
 def fit(
     model: Model,
     rates: list[tuple[nn.Module, float]],
@@ -129,7 +124,7 @@ def fit_masks(
     name: str,
 ) -> Network:
     """Train a network on labelled images alone; the arguments are those of `fit` and of `train_unet`."""
-    augment = augment or default_augment(classes)
+    augment = augment or PairAugment().suiting(classes)
     device = next(network.parameters()).device
     weights = class_weights(masks, classes.num_classes).to(device)
     random = torch.Generator().manual_seed(seed)
