@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from gpseg.commandline import run
 from gpseg.data import PartFolder, write_drawn
@@ -103,10 +104,10 @@ def test_the_report_says_it_all(done: Path) -> None:
     )
     assert "One label worth five" in markdown
     assert page.count("<b>worst, 1 shot</b>") == page.count("<b>best, 3 shots</b>") == 1
-    elsewhere = {(d["line"], d["shots"]) for d in results(done)["elsewhere"]}
-    assert elsewhere == {("unet", 1), ("unet", 3)}
-    differences = {(d["line"], d["shots"]) for d in results(done)["differences"]}
-    assert ("unet", 1) in differences and ("majority", 3) in differences
+    brought = {(d["kind"], d["line"], d["shots"]) for d in results(done)["brought"]}
+    assert brought == {(x, "unet", k) for x in ("plain", "elsewhere") for k in (1, 3)}
+    differences = {(d["kind"], d["line"], d["shots"]) for d in results(done)["differences"]}
+    assert ("plain", "unet", 1) in differences and ("plain", "majority", 3) in differences
 
 
 def test_foreign_images_are_held_against_the_floor_on_the_same(done: Path) -> None:
@@ -134,7 +135,70 @@ def test_foreign_images_are_held_against_the_floor_on_the_same(done: Path) -> No
     miou, floor = (rows[line]["changed"]["framing"] for line in ("unet", "majority"))
     assert floor != pytest.approx(rows["majority"]["miou"])
     assert found["framing"] == f"{percent(miou)} ({signed(miou - floor)})"
-    assert "| gpseg − unet, unchanged |" in markdown and "| gpseg − unet, elsewhere |" in markdown
+    assert (
+        "| gpseg − unet, unchanged |" in markdown
+        and "| gpseg − unet, as if from another collection |" in markdown
+    )
+
+
+@pytest.fixture
+def other(home: Path, tmp_path: Path) -> Path:
+    """Another collection of drawn faces, whose masks tell head and background apart."""
+    folder = write_other(tmp_path / "other", ["skin", "hair", "eyes", "nose", "mouth"])
+    write_drawn(tmp_path / "drawn", 16, labelled=9, unlabelled=1, seed=5)
+    shutil.copytree(tmp_path / "drawn" / "images", folder / "images")
+    (folder / "masks").mkdir()
+    for path in (tmp_path / "drawn" / "masks").iterdir():
+        ids = np.array(Image.open(path))
+        Image.fromarray(np.where(ids == 255, 255, np.minimum(ids, 1))).save(
+            folder / "masks" / path.name
+        )
+    return folder
+
+
+def write_other(folder: Path, head: list[str]) -> Path:
+    folder.mkdir(exist_ok=True)
+    classes = [{"id": 0, "name": "background"}, {"id": 1, "name": "head", "of": head}]
+    (folder / "classes.json").write_text(json.dumps({"classes": classes}))
+    return folder
+
+
+def test_another_collection_is_scored_in_its_own_classes(
+    home: Path, other: Path, tmp_path: Path
+) -> None:
+    options = [*inputs(home), *SMALL, "--methods", "unet", "gpseg", "--shots", "3", "--draws", "1"]
+    out = tmp_path / "out"
+    options += ["--no-jitter", "--other-data", str(other), "--out", str(out)]
+    assert command(options) == 0
+    rows = {row["line"]: row for row in results(out)["cells"]}
+    masks = Cell.read(out / "cells" / "unet-3-shot-draw-0.json").masks("unet", "other")
+    parts = PartFolder.open(other)
+    held = load_held(parts, parts.labelled, 16)
+    own = score(masks.clamp(max=1), held.masks, parts.classes)
+    assert rows["unet"]["changed"] == {"other": pytest.approx(own.miou)}
+    markdown = (out / "results.md").read_text()
+    assert "head (skin + hair + eyes + nose + mouth)" in markdown
+    assert f"| unet | 1 | {percent(own.miou)} |" in markdown
+    assert "| gpseg − unet, the other collection |" in markdown
+    assert "<b>worst, other collection, 3 shots</b>" in (out / "report.html").read_text()
+    assert {d["kind"] for d in results(out)["differences"]} == {"plain", "other"}
+
+
+def test_another_collection_has_to_know_every_part(
+    home: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*inputs(home), *SMALL, "--out", str(tmp_path / "out"), "--other-data", str(other)]
+    for head, error in (
+        (["skin", "hair", "eyes", "mouth"], "nose of the model is in none"),
+        (["skin", "ear"], "ear"),
+    ):
+        write_other(other, head)
+        assert command(options) == 2
+        assert error in capsys.readouterr().err
+    (other / "classes.json").unlink()
+    assert command(options) == 2
+    assert "has no classes.json" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_continues_with_what_is_missing(

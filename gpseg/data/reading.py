@@ -103,16 +103,31 @@ class Reading:
         Raises:
             InputError: the file is unreadable, or holds ids or colours of no class of the data set.
         """
-        ids: np.ndarray = self._table[self.own.read_mask(path)]
-        return ids
+        return self.read(self.own.read_mask(path))
+
+    def read(self, ids: np.ndarray) -> np.ndarray:
+        """Read a mask that is in memory.
+
+        Args:
+            ids: uint8 [...] of own ids and anything else, which is ignored.
+
+        Returns:
+            uint8 [...] of ids of `classes` and its `ignore_index`.
+        """
+        read: np.ndarray = self._table[ids]
+        return read
+
+    @property
+    def ignored(self) -> list[str]:
+        """Names of the own classes that are read as none."""
+        taken = {name for own in self._own_names for name in own}
+        return [name for name in self.own.names if name not in taken]
 
     def __str__(self) -> str:
         """The classes, what those of another name are made of, and what is ignored."""
         names = zip(self.classes.names, self._own_names, strict=True)
         made = [n if own == [n] else f"{n} ({' + '.join(own)})" for n, own in names]
-        taken = {name for own in self._own_names for name in own}
-        left = [name for name in self.own.names if name not in taken]
-        return ", ".join(made) + (f"; ignored: {', '.join(left)}" if left else "")
+        return ", ".join(made) + (f"; ignored: {', '.join(self.ignored)}" if self.ignored else "")
 
     @property
     def _own_names(self) -> list[list[str]]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ from gpseg.errors import InputError
 from gpseg.evaluation.jitter import KINDS, jittered
 from gpseg.evaluation.methods import METHODS, Predictor, Task, masks_of
 from gpseg.evaluation.metrics import confusions, pooled_iou
-from gpseg.evaluation.results import BATCH, Held, load_held
+from gpseg.evaluation.other import OTHER, OtherCollection
+from gpseg.evaluation.results import BATCH, Held, Split, load_held
 from gpseg.evaluation.segment import training_set
 from gpseg.models.checkpoint import load_generator
 from gpseg.processes import memory_of_this_process
@@ -39,8 +40,6 @@ PLAIN = "plain"
 """Kind of the images as they are, beside the kinds of `gpseg.evaluation.jitter`."""
 
 _JITTER_SEED = 0
-
-Split = Literal["test", "val"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ class Setting:
         device: where to compute.
         classes: classes.json to read masks by; None for the data set's own classes.
         classes_sha256: of what it says.
+        other: data-set folder of another collection that is scored on too; None for none.
     """
 
     data: Path
@@ -74,14 +74,18 @@ class Setting:
     device: str
     classes: Path | None = None
     classes_sha256: str | None = None
+    other: Path | None = None
 
     @property
     def options(self) -> dict[str, Any]:
         """What decides the scores, as JSON has it; not where things lie."""
         kept = ("generator_sha256", "split", "jitter", "rival_steps")
         options = {name: getattr(self, name) for name in kept}
-        if self.classes is not None:  # else the hash stays what it was before there was a choice
+        # else the hash stays what it was before there was a choice
+        if self.classes is not None:
             options["classes_sha256"] = self.classes_sha256
+        if self.other is not None:
+            options["other"] = str(self.other)
         return options | {"data": str(self.data), "tuning": dataclasses.asdict(self.tuning)}
 
     @property
@@ -96,6 +100,16 @@ class Setting:
             InputError: it can't be used.
         """
         return PartFolder.open(self.data, self.tuning.seed, self.splits, self.classes)
+
+    def open_other(self, classes: Classes) -> OtherCollection | None:
+        """Open the other collection, for a model of some classes; None if there is none.
+
+        Raises:
+            InputError: it can't be used.
+        """
+        if self.other is None:
+            return None
+        return OtherCollection.open(self.other, classes, self.split)
 
 
 def sha256(content: Mapping[str, Any]) -> str:
@@ -149,10 +163,10 @@ class Cell:
         """Confusions [N, K, K] of the images scored on, changed in one way; None if they weren't."""
         return self._counts.get(f"counts {kind} {row}")
 
-    def masks(self, row: str) -> Tensor:
-        """Predicted masks, uint8 [N, r, r]."""
+    def masks(self, row: str, kind: str = PLAIN) -> Tensor:
+        """Predicted masks, uint8 [N, r, r], of the images as they are or of the other collection."""
         with np.load(self.path.with_suffix(".npz")) as arrays:
-            return torch.from_numpy(arrays[f"masks {row}"])
+            return torch.from_numpy(arrays[_masks(row, kind)])
 
     @staticmethod
     def read(path: Path) -> Cell:
@@ -201,8 +215,13 @@ def run_cell(folder: Path, key: Key, setting: Setting) -> None:
         for row, masks in masks_of(key.method, predictor, seen.images).items():
             arrays[f"counts {kind} {row}"] = confusions(masks, seen.masks, classes).int()
             if kind == PLAIN:
-                arrays[f"masks {row}"] = masks
-    rows = [name.removeprefix("masks ") for name in arrays if name.startswith("masks ")]
+                arrays[_masks(row)] = masks
+    rows = [name.removeprefix(_masks("")) for name in arrays if name.startswith(_masks(""))]
+    if other := setting.open_other(classes):
+        seen = other.held(task.network.img_resolution)
+        for row, masks in masks_of(key.method, predictor, seen.images).items():
+            arrays[f"counts {OTHER} {row}"] = other.confusions(masks, seen).int()
+            arrays[_masks(row, OTHER)] = masks
     facts = {
         **_identity(key, setting),
         "rows": rows,
@@ -224,6 +243,11 @@ def run_cell(folder: Path, key: Key, setting: Setting) -> None:
     facts["peak_memory_bytes"] = _peak_memory(setting.device)
     facts["seconds"] = round(time.monotonic() - begun, 2)
     _write_json(folder / f"{key}.json", facts)
+
+
+def _masks(row: str, kind: str = PLAIN) -> str:
+    """What a cell's predicted masks are called in its file."""
+    return f"masks {row}" if kind == PLAIN else f"{kind} masks {row}"
 
 
 def _task(folder: Path, key: Key, setting: Setting) -> tuple[Task, Held]:

@@ -15,9 +15,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from gpseg.atomic import remove_leftovers, replacing
 from gpseg.data import PartFolder
 from gpseg.errors import InputError, RunError
-from gpseg.evaluation.cells import Cell, Key, Setting, Split, run_cell, sha256
+from gpseg.evaluation.cells import Cell, Key, Setting, run_cell, sha256
 from gpseg.evaluation.methods import FLOOR, METHODS
 from gpseg.evaluation.metrics import percent, pooled_iou
+from gpseg.evaluation.other import OtherCollection
+from gpseg.evaluation.results import Split
 from gpseg.evaluation.segment import TrainConfig, find_generator, open_data
 from gpseg.evaluation.summary import write_summary
 from gpseg.models.checkpoint import load_generator
@@ -54,6 +56,9 @@ class EvaluateConfig:
     """What to score on: test, or val, so that settings can be chosen without looking at test."""
     jitter: bool = True
     """Also score on images that are moved, blurred, noisy, compressed and grey."""
+    other_data: Path | None = None
+    """Data set of the same kind of images from another source: each method is scored there too, on its test images, or on all
+    if it has no splits.json. "of" in its classes.json says which classes of --data a class takes in."""
     rival_steps: int | None = None
     """Training steps of rivals; default: each one's own."""
     device: str = "auto"
@@ -136,6 +141,9 @@ def _setting(config: EvaluateConfig) -> Setting:
         )
     drawn = {stem for key in _keys(config) for stem in parts.few_shot(key.shots, key.draw)}
     parts.check(sorted(drawn.union(parts.splits.val, held)))
+    if config.other_data is not None:
+        other = OtherCollection.open(config.other_data, parts.classes, config.split)
+        other.parts.check(other.stems)
     generator = find_generator(inputs, parts)
     *_, about = load_generator(generator)
     read = None if config.classes is None else parts.reading.to_json()
@@ -152,6 +160,7 @@ def _setting(config: EvaluateConfig) -> Setting:
         device=config.device,
         classes=None if read is None else (config.out / "classes.json").resolve(),
         classes_sha256=None if read is None else sha256(read),
+        other=config.other_data and config.other_data.resolve(),
     )
     _open_folder(config.out, setting, parts)
     return setting
@@ -196,7 +205,7 @@ def _stored(out: Path) -> Setting:
     try:
         content = json.loads(path.read_text())
         content["tuning"] = FinetuneConfig(**content["tuning"])
-        names = ("data", "splits", "generator", "classes")
+        names = ("data", "splits", "generator", "classes", "other")
         paths = {name: Path(content[name]) for name in names if content.get(name) is not None}
         return Setting(**{**content, **paths})
     except FileNotFoundError:

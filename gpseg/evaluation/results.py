@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from gpseg.evaluation.metrics import Score, score
 from gpseg.models.segmenter import READOUTS, Segmenter
 
 BATCH = 16
+
+Split = Literal["test", "val"]
+"""Which labelled images are scored on; settings are chosen on val."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import gpseg
 from gpseg.atomic import replacing
+from gpseg.data import Reading
 from gpseg.errors import InputError
 from gpseg.evaluation.cells import PLAIN, Cell, Setting
 from gpseg.evaluation.claims import Claim, judge, paired
@@ -23,6 +24,7 @@ from gpseg.evaluation.comparison import CONFIDENCE, RESAMPLES, Interval
 from gpseg.evaluation.jitter import ELSEWHERE, KINDS
 from gpseg.evaluation.methods import FLOOR, METHODS, OURS
 from gpseg.evaluation.metrics import percent, pooled_iou
+from gpseg.evaluation.other import OTHER, OtherCollection
 from gpseg.evaluation.pictures import IGNORED, colour_mask, telling_examples
 from gpseg.evaluation.report import LINES, Example, Report, Table, signed, write_report
 from gpseg.evaluation.results import Held, load_held
@@ -56,6 +58,7 @@ class Summary:
         self.parts = setting.open_data()
         self.classes = self.parts.classes
         self.shots = sorted({cell.key.shots for cell in self.cells})
+        self.other: OtherCollection | None = setting.open_other(self.classes)
         self.stems: list[str] = self.cells[0].facts["images"]
         if any(cell.facts["images"] != self.stems for cell in self.cells):
             raise InputError(
@@ -101,7 +104,7 @@ class Summary:
         self, line: str, shots: int, kind: str = PLAIN, classes: Sequence[int] | None = None
     ) -> dict[int, float]:
         """mIoU by draw, over some of the classes or all."""
-        wanted = [*range(self.classes.num_classes)] if classes is None else list(classes)
+        wanted = slice(None) if classes is None else list(classes)
         return {
             draw: pooled_iou(counts)[wanted].nanmean().item()
             for draw, counts in self.counts(line, shots, kind).items()
@@ -120,14 +123,15 @@ class Summary:
         return judge(self.counts, self.shots, self.small, self.others)
 
     @cached_property
-    def differences(self) -> dict[str, dict[int, Interval]]:
-        """What ours is above every other line, by that line and shots."""
-        return self._above(self.lines, PLAIN)
+    def differences(self) -> dict[str, dict[str, dict[int, Interval]]]:
+        """What ours is above every other line, by kind of image, that line and shots."""
+        return {kind: self._above(self.lines, kind) for kind in (PLAIN, OTHER)}
 
     @cached_property
     def brought(self) -> dict[str, dict[str, dict[int, Interval]]]:
         """What ours is above itself without unlabelled images, and above what has no generator, by kind of image."""
-        return {kind: self._above(_WITHOUT, kind) for kind in (PLAIN, ELSEWHERE)}
+        found = {kind: self._above(_WITHOUT, kind) for kind in (PLAIN, ELSEWHERE, OTHER)}
+        return {kind: by_line for kind, by_line in found.items() if by_line}
 
     def _above(self, lines: Sequence[str], kind: str) -> dict[str, dict[int, Interval]]:
         found: dict[str, dict[int, Interval]] = {}
@@ -158,7 +162,8 @@ def write_summary(out: Path, cells: Sequence[Cell], setting: Setting) -> None:
     with replacing(out / "results.md") as temporary:
         texts = [f"# {_TITLE}", _lead(summary), *notes, *(table.markdown() for table in tables)]
         temporary.write_text("\n\n".join(texts) + "\n")
-    colours = dict(zip(summary.classes.names, summary.classes.colors, strict=True))
+    known = [summary.classes, *([summary.other.classes] if summary.other else [])]
+    colours = {part.name: part.color for classes in reversed(known) for part in classes.classes}
     report = Report(
         title=_TITLE,
         lead=_lead(summary),
@@ -215,13 +220,17 @@ def _tables(summary: Summary) -> list[Table]:
     tables = [_claims(summary)] if OURS in summary.lines else []
     for shots in summary.shots:
         tables += [_scores(summary, shots), _by_class(summary, shots)]
-    if summary.differences:
-        tables.append(_differences(summary))
+    if summary.differences[PLAIN]:
+        tables.append(_differences(summary, PLAIN, "Differences, paired"))
+    if summary.other is not None:
+        tables += [_on_other(summary, summary.other, shots) for shots in summary.shots]
+    if summary.differences[OTHER]:
+        tables.append(_differences(summary, OTHER, "Differences on the other collection, paired"))
     if summary.setting.jitter:
         tables += [_robustness(summary, shots) for shots in summary.shots]
         tables += [_elsewhere(summary, shots) for shots in summary.shots]
-        if summary.brought[ELSEWHERE]:
-            tables.append(_brought(summary))
+    if {*summary.brought} - {PLAIN}:
+        tables.append(_brought(summary))
     return tables
 
 
@@ -302,18 +311,39 @@ def _by_class(summary: Summary, shots: int) -> Table:
     )
 
 
-def _differences(summary: Summary) -> Table:
+def _differences(summary: Summary, kind: str, title: str) -> Table:
     rows = []
-    for line, by_shots in summary.differences.items():
+    for line, by_shots in summary.differences[kind].items():
         rows.append([f"{OURS} − {line}", *_by_shots(summary, by_shots)])
     return Table(
-        "Differences, paired",
+        title,
         ["points of mIoU", *(f"{k} shot{'s' if k > 1 else ''}" for k in summary.shots)],
         rows,
         hint=(
             f"In brackets, percentile intervals of {100 * CONFIDENCE:g} % from {RESAMPLES} resamples of draws and of test "
             "images together. With five draws such intervals are a little narrow: in simulations they held the truth in 88 "
             "of 100 cases, with three in 80, with ten in 92."
+        ),
+    )
+
+
+def _on_other(summary: Summary, other: OtherCollection, shots: int) -> Table:
+    rows = []
+    for line in summary.lines:
+        counts = [*summary.counts(line, shots, OTHER).values()]
+        if counts:
+            above = _mean(summary.changes(line, FLOOR, shots, OTHER, OTHER), signed)
+            ious = torch.stack([pooled_iou(c) for c in counts]).nanmean(0).tolist()
+            mious = summary.mious(line, shots, OTHER).values()
+            rows.append([line, str(len(counts)), _mean(mious), above, *map(percent, ious)])
+    return Table(
+        f"On another collection, {shots} labelled image{'s' if shots > 1 else ''}",
+        ["method", "draws", "mIoU, %", "over the floor", *other.classes.names],
+        rows,
+        strong=[OURS],
+        hint=(
+            f"{other.parts.root.name}: {len(other.stems)} images, of which nothing was trained on. What a model finds is read as "
+            f"{other.reading}."
         ),
     )
 
@@ -358,11 +388,18 @@ def _elsewhere(summary: Summary, shots: int) -> Table:
     )
 
 
+_BROUGHT = {
+    PLAIN: "unchanged",
+    ELSEWHERE: "as if from another collection",
+    OTHER: "the other collection",
+}
+
+
 def _brought(summary: Summary) -> Table:
     rows = [
-        [f"{OURS} − {line}, {title}", *_by_shots(summary, by_line[line])]
+        [f"{OURS} − {line}, {_BROUGHT[kind]}", *_by_shots(summary, by_line[line])]
         for line in _WITHOUT
-        for title, by_line in zip(("unchanged", ELSEWHERE), summary.brought.values(), strict=True)
+        for kind, by_line in summary.brought.items()
         if line in by_line
     ]
     return Table(
@@ -440,29 +477,39 @@ def _plot(summary: Summary) -> Figure:
 
 
 def _examples(summary: Summary) -> list[Example]:
-    """The worst, median and best test image of ours, or else of the first method, at each number of shots."""
-    lines = [line for line in summary.lines if line in METHODS]
-    reference = OURS if OURS in lines else lines[0]
-    held, classes = summary.held, summary.classes
+    plain = Reading.plain(summary.classes)
     examples = []
     for shots in summary.shots:
-        found = summary.found(reference, shots)
-        if not found:
-            continue
-        draw = min(found)
-        masks = {
-            line: summary.found(line, shots)[draw].masks(line)
-            for line in lines
-            if draw in summary.found(line, shots)
+        examples += _telling(summary, shots, PLAIN, summary.held, plain)
+    if summary.other is not None:
+        held = summary.other.held(summary.cells[0].facts["resolution"])
+        for shots in summary.shots:
+            examples += _telling(summary, shots, OTHER, held, summary.other.reading)
+    return examples
+
+
+def _telling(
+    summary: Summary, shots: int, kind: str, held: Held, reading: Reading
+) -> list[Example]:
+    """The worst, median and best image of ours, or else of the first method, in the terms of their own masks."""
+    lines = [line for line in summary.lines if line in METHODS]
+    reference = OURS if OURS in lines else lines[0]
+    draws = summary.counts(reference, shots, kind)
+    if not draws:
+        return []
+    draw = min(draws)
+    there = [line for line in lines if draw in summary.counts(line, shots, kind)]
+    masks = {line: summary.found(line, shots)[draw].masks(line, kind) for line in there}
+    ranked = torch.from_numpy(reading.read(masks[reference].numpy()))
+    where = f"{'other collection, ' if kind == OTHER else ''}{shots} shot{'s' if shots > 1 else ''}"
+    examples = []
+    for label, index, miou in telling_examples(ranked, held.masks, reading.classes, each=1):
+        pictures = {
+            "input": held.images[index],
+            "target": colour_mask(held.masks[index], reading.classes),
+            **{line: colour_mask(masks[line][index], summary.classes) for line in masks},
         }
-        for label, index, miou in telling_examples(masks[reference], held.masks, classes, each=1):
-            pictures = {
-                "input": held.images[index],
-                "target": colour_mask(held.masks[index], classes),
-                **{line: colour_mask(masks[line][index], classes) for line in masks},
-            }
-            label = f"{label}, {shots} shot{'s' if shots > 1 else ''}"
-            examples.append(Example(label, held.stems[index], pictures, miou))
+        examples.append(Example(f"{label}, {where}", held.stems[index], pictures, miou))
     return examples
 
 
@@ -477,16 +524,8 @@ def _results(summary: Summary) -> dict[str, Any]:
         "small_parts": [summary.classes.names[i] for i in summary.small],
         "cells": [_row(summary, cell, line) for cell in summary.cells for line in cell.rows],
         "failed": [{**dataclasses.asdict(c.key), "reason": c.failed} for c in summary.failed],
-        "differences": [
-            {"line": line, "shots": shots, **dataclasses.asdict(interval)}
-            for line, by_shots in summary.differences.items()
-            for shots, interval in by_shots.items()
-        ],
-        "elsewhere": [
-            {"line": line, "shots": shots, **dataclasses.asdict(interval)}
-            for line, by_shots in summary.brought[ELSEWHERE].items()
-            for shots, interval in by_shots.items()
-        ],
+        "differences": _intervals(summary.differences),
+        "brought": _intervals(summary.brought),
         "claims": [
             {
                 "claim": claim.text,
@@ -498,13 +537,24 @@ def _results(summary: Summary) -> dict[str, Any]:
     }
 
 
+def _intervals(
+    found: Mapping[str, Mapping[str, Mapping[int, Interval]]],
+) -> list[dict[str, Any]]:
+    return [
+        {"kind": kind, "line": line, "shots": shots, **dataclasses.asdict(interval)}
+        for kind, by_line in found.items()
+        for line, by_shots in by_line.items()
+        for shots, interval in by_shots.items()
+    ]
+
+
 def _row(summary: Summary, cell: Cell, line: str) -> dict[str, Any]:
     kept = ("seed", "readout", "train_seconds", "seconds", "peak_memory_bytes", "images_per_second")
     key = cell.key
     counts = cell.counts(line)
     assert counts is not None
     ious = pooled_iou(counts)
-    changed = {kind: cell.counts(line, kind) for kind in KINDS}
+    changed = {kind: cell.counts(line, kind) for kind in (*KINDS, OTHER)}
     facts: Mapping[str, Any] = cell.facts
     return {
         **dataclasses.asdict(key),
