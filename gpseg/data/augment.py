@@ -35,13 +35,13 @@ class PairAugment:
     """
 
     flip: float = 0.5
-    scale: float = 1.25
-    rotation: float = 15.0
-    shift: float = 0.1
-    brightness: float = 0.2
-    contrast: float = 0.25
-    saturation: float = 0.4
-    hue: float = 10.0
+    scale: float = 1.425
+    rotation: float = 22.5
+    shift: float = 0.14
+    brightness: float = 0.35
+    contrast: float = 0.425
+    saturation: float = 0.65
+    hue: float = 22.5
     swap_table: Tensor | None = field(default=None, compare=False)
     ignore_index: int = 255
 
