@@ -393,6 +393,7 @@ class _Finetuning:
             labelled_batch=problem.batch,
             unlabelled_batch=problem.batch // 4,
             self_training=0,  # whose masks, and so the work, would depend on what a contestant rounds to
+            mix=0,
             precision=_precision(contestant.dtype),
         )
         size = (problem.batch, 3, problem.resolution, problem.resolution)

@@ -98,18 +98,20 @@ class FinetuneConfig:
     part_colours: float = 0.25
     """Share of the labelled images about half of whose parts are shifted, each for itself, towards the colour of some pixel of
     an unlabelled one, 0 … 1."""
-    self_training: float = 0.5
-    """Weight of the unlabelled images in learning parts: what the running mean makes of them, where it is sure, is learned
-    as if it were their mask; 0 leaves that out."""
+    self_training: float = 0.1
+    """Weight of what the running mean makes of unlabelled images: where it is sure, that is learned as if it were their mask;
+    0 leaves it out."""
     self_training_from: float = 0.5
-    """Share of the steps after which that begins; before, the running mean would teach its first mistakes."""
+    """Share of the steps after which unlabelled images, what is pasted onto them included, teach parts; before, the running
+    mean would teach its first mistakes."""
     confidence: float = 0.9
     """Probability from which the running mean counts as sure, 0 … 1."""
     strong_augment: bool = True
     """Whether unlabelled images are changed more strongly than labelled ones."""
     mix: float = 0.5
-    """Share of the unlabelled images onto which, when they serve to learn parts, half of a labelled image's parts are
-    pasted, 0 … 1."""
+    """Share of the unlabelled images onto which half of a labelled image's parts are pasted, 0 … 1."""
+    mix_weight: float = 0.5
+    """Weight of what was pasted, in learning parts."""
     ema_share: float = 0.03
     """Half-life of the running mean of the weights, as a share of the steps."""
     crossing: bool = True
@@ -140,7 +142,7 @@ class FinetuneConfig:
                 raise InputError(
                     f"--{name.replace('_', '-')} {getattr(self, name)}: give a number above 0"
                 )
-        for name in ("unlabelled_batch", "self_training"):
+        for name in ("unlabelled_batch", "self_training", "mix_weight"):
             if getattr(self, name) < 0:
                 raise InputError(
                     f"--{name.replace('_', '-')} {getattr(self, name)}: give 0 or more"
@@ -333,10 +335,10 @@ class Finetuner:
         if self.steps == self._common_steps > 0:
             self._part_streams()
         a = ramp(config.ramp, self.progress, start=config.ramp_start, end=config.ramp_end)
-        masks = batch.masks[:0]
+        masks = weights = batch.masks[:0]
         if self.steps >= self._common_steps:
-            masks = torch.cat([batch.masks, self._own_masks(batch)])
-        loss, values = self._losses(batch.images, masks, len(batch.masks), a)
+            masks, weights = self._targets(batch)
+        loss, values = self._losses(batch.images, masks, weights, len(batch.masks), a)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * learning_rate((self.steps + 1) / (config.steps + 1))
         self.optimizer.zero_grad(set_to_none=True)
@@ -402,9 +404,7 @@ class Finetuner:
         chance, *order = torch.rand(size, generator=random, device=self.device)[own].T
         source = torch.arange(len(others), device=self.device) * len(images) // len(others)
         drawn = half_the_parts(masks[source], torch.stack(order, 1))
-        # Without self-training nobody would learn the masks of such pictures.
-        share = config.mix if config.self_training > 0 else 0.0
-        drawn &= (chance < share)[:, None, None]
+        drawn &= (chance < config.mix)[:, None, None]
         others = torch.where(drawn[:, None], images[source], others)
         return others, torch.where(drawn, masks[source], classes.ignore_index)
 
@@ -419,17 +419,26 @@ class Finetuner:
         order = [torch.randperm(size, generator=random, device=self.device) for _ in range(rounds)]
         return torch.cat(order)[:count].cpu()
 
-    def _own_masks(self, batch: Batch) -> Tensor:
-        """What was pasted onto the unlabelled images, and elsewhere what the running mean makes of them, moved as they are,
-        where it is sure; none if not wanted."""
+    def _targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Masks of the labelled images and, once they are learned from, of the unlabelled ones: what was pasted, elsewhere
+        what the running mean makes of them where it is sure; and the weight of each pixel, 0 where there is no class."""
         config, classes = self.config, self.data.classes
-        wanted = config.self_training > 0 and self.progress >= config.self_training_from
-        if batch.change is None or not wanted:
-            return batch.masks[:0]
-        sureness, ids = self.segmenter().probabilities(batch.plain, "fusion").max(1)
-        sure = torch.where(sureness >= config.confidence, ids, classes.ignore_index)
-        own = batch.change.masks(sure.to(batch.masks.dtype))
-        return torch.where(batch.pasted < classes.num_classes, batch.pasted, own)
+        masks, weights = batch.masks, (batch.masks < classes.num_classes).float()
+        pasted_counts = config.mix > 0 and config.mix_weight > 0
+        wanted = config.self_training > 0 or pasted_counts
+        if batch.change is None or not wanted or self.progress < config.self_training_from:
+            return masks, weights
+        own = torch.full_like(batch.pasted, classes.ignore_index)
+        if config.self_training > 0:
+            sureness, ids = self.segmenter().probabilities(batch.plain, "fusion").max(1)
+            sure = torch.where(sureness >= config.confidence, ids, classes.ignore_index)
+            own = batch.change.masks(sure.to(own.dtype))
+        pasted = batch.pasted < classes.num_classes
+        own_weights = config.self_training * (own < classes.num_classes).float()
+        return (
+            torch.cat([masks, torch.where(pasted, batch.pasted, own)]),
+            torch.cat([weights, torch.where(pasted, config.mix_weight, own_weights)]),
+        )
 
     def _part_streams(self) -> None:
         """Let the segmentation stream be what the image stream has become; its optimiser's state too."""
@@ -442,9 +451,10 @@ class Finetuner:
                 state[own] = copy.deepcopy(state[other])
 
     def _losses(
-        self, images: Tensor, masks: Tensor, given: int, a: float
+        self, images: Tensor, masks: Tensor, weights: Tensor, given: int, a: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and its terms; of the masks, the first `given` are the user's, and without any the streams are one."""
+        """The loss and its terms, of masks whose pixels have weights; the first `given` masks are the user's, and without any
+        the streams are one."""
         config, model = self.config, self.model
         streams = model(images, segmented=len(masks), feature_grad=a, dtype=self.dtype)
         reconstruction, colours, logits = streams.reconstruction, streams.colours, streams.logits
@@ -456,22 +466,20 @@ class Finetuner:
         loss = values["image"] + config.perceptual_weight * values["perceptual"]
         if colours is None:
             return loss, {name: value.detach() for name, value in values.items()}
-        valid = (masks < self.data.classes.num_classes).float()
-        valid[given:] *= config.self_training
-        count = self.ranks.mean(valid.sum())
+        count = self.ranks.mean(weights.sum())
 
         def cross_entropy(logits: Tensor) -> Tensor:
             # Weighted once more, what is rare would grow from one prediction to the next.
-            weights = (self.weights, torch.ones_like(self.weights))
+            by_class = (self.weights, torch.ones_like(self.weights))
             parts = zip(
-                logits.tensor_split([given]), masks.tensor_split([given]), weights, strict=True
+                logits.tensor_split([given]), masks.tensor_split([given]), by_class, strict=True
             )
             return masked_mean(
-                torch.cat([part_cross_entropy(*part) for part in parts]), valid, count
+                torch.cat([part_cross_entropy(*part) for part in parts]), weights, count
             )
 
         target = interpolated_target(images[: len(masks)], masks, model.palette, a)
-        values["map"] = masked_mean((colours - target).square(), valid, count)
+        values["map"] = masked_mean((colours - target).square(), weights, count)
         values["classifier"] = cross_entropy(logits)
         loss = loss + values["map"] + config.classifier_weight * values["classifier"]
         if a > 0:

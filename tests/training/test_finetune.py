@@ -297,14 +297,14 @@ def test_a_batch_that_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unlabelled_images_are_learned_where_the_running_mean_is_sure() -> None:
     trainer = make(steps=4, self_training=0.25, self_training_from=0.5, confidence=0.6, mix=0.0)
     batch = next(trainer.batches())
-    assert len(trainer._own_masks(batch)) == 0
+    assert trainer._targets(batch)[0].equal(batch.masks)
     trainer.steps = 2
-    masks = trainer._own_masks(batch)
+    masks, weight = (target[len(batch.masks) :] for target in trainer._targets(batch))
     sureness, ids = trainer.segmenter().probabilities(batch.plain, "fusion").max(1)
     assert batch.change is not None
     sure = batch.change.masks((sureness >= 0.6).to(torch.uint8)) == 1
     assert 0 < sure.float().mean() < 1
-    assert (masks != 255).equal(sure)
+    assert (masks != 255).equal(sure) and weight.equal(0.25 * sure)
     assert masks[sure].equal(batch.change.masks(ids.to(torch.uint8))[sure])
 
 
@@ -350,9 +350,11 @@ def test_parts_of_labelled_images_are_pasted_onto_unlabelled_ones() -> None:
     def batch(**options: object) -> Batch:
         trainer = make(self_training_from=0.0, confidence=1.0, **options)
         batch = next(trainer.batches())
-        own = trainer._own_masks(batch)
-        assert len(own) in (0, len(batch.plain))
-        assert len(own) == 0 or own.equal(batch.pasted)  # it is never quite sure of anything else
+        # it is never quite sure of anything else
+        masks, weight = (target[len(batch.masks) :] for target in trainer._targets(batch))
+        wanted = trainer.config.mix > 0 and trainer.config.mix_weight > 0
+        assert masks.equal(batch.pasted if wanted or trainer.config.self_training else masks[:0])
+        assert weight.equal(trainer.config.mix_weight * (masks != 255))
         return batch
 
     plain, mixed = batch(mix=0.0), batch(mix=1.0)
@@ -365,7 +367,8 @@ def test_parts_of_labelled_images_are_pasted_onto_unlabelled_ones() -> None:
         assert mixed.pasted[n][here].equal(mixed.masks[source][here])
         assert mixed.images[3 + n][:, ~here].equal(plain.images[3 + n][:, ~here])
     assert (plain.pasted == 255).all()
-    assert batch(mix=1.0, self_training=0.0).images.equal(plain.images)
+    assert batch(mix=1.0, self_training=0.0).pasted.equal(mixed.pasted)
+    assert batch(mix=1.0, self_training=0.0, mix_weight=0.0).pasted.equal(mixed.pasted)
 
 
 def test_unlabelled_images_are_changed_more_strongly() -> None:
