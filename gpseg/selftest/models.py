@@ -382,7 +382,7 @@ class _Pretraining:
 
 class _Finetuning:
     _AT = 300
-    """A step of 400: the target is the part map alone."""
+    """A step past the ramp: the target is the part map alone."""
 
     def __init__(
         self, problem: ModelProblem, contestant: ModelContestant, device: torch.device

@@ -67,7 +67,7 @@ _NAN_REMEDY = "--precision fp32 or smaller --lr and --lr-pretrained"
 class FinetuneConfig:
     """Options of fine-tuning."""
 
-    steps: int = 400
+    steps: int = 380
     """Training steps."""
     labelled_batch: int = 8
     """Labelled images a step (augmented copies of the few there are), over all processes."""
