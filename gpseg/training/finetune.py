@@ -48,18 +48,6 @@ from gpseg.training.steps import (
 
 log = logging.getLogger(__name__)
 
-STRONG = PairAugment(
-    scale=1.6,
-    rotation=30.0,
-    shift=0.18,
-    brightness=0.5,
-    contrast=0.6,
-    saturation=0.9,
-    hue=35.0,
-)
-"""Augmentation of unlabelled images: masks that were found in an image as it is are learned under changes
-that are stronger than those of labelled images (FixMatch: Sohn et al., NeurIPS 2020)."""
-
 _NAN_REMEDY = "--precision fp32 or smaller --lr and --lr-pretrained"
 
 
@@ -106,8 +94,6 @@ class FinetuneConfig:
     mean would teach its first mistakes."""
     confidence: float = 0.9
     """Probability from which the running mean counts as sure, 0 … 1."""
-    strong_augment: bool = True
-    """Whether unlabelled images are changed more strongly than labelled ones."""
     mix: float = 0.5
     """Share of the unlabelled images onto which half of a labelled image's parts are pasted, 0 … 1."""
     mix_weight: float = 0.5
@@ -253,9 +239,7 @@ class Finetuner:
         self.ema = ema_copy(self.model)
         self.weights = class_weights(data.masks, data.classes.num_classes).to(device)
         self.random = torch.Generator(device).manual_seed(config.seed)
-        augment = STRONG if config.strong_augment else PairAugment()
         self.augment = PairAugment().suiting(data.classes, device)
-        self.augment_unlabelled = augment.suiting(data.classes, device)
         self.optimizer = torch.optim.Adam(
             self._parameter_groups(), betas=(0.9, 0.99), eps=1e-8, fused=True
         )
@@ -368,7 +352,7 @@ class Finetuner:
             count = config.unlabelled_batch
             own = self.ranks.share(count)
             plain = self._unlabelled(count, own, random)
-            moved = self.augment_unlabelled.draw((count, *plain.shape[1:]), random)[own]
+            moved = self.augment.draw((count, *plain.shape[1:]), random)[own]
             others, pasted = self._pasted(moved.images(plain), images, masks, own, random)
             images = torch.cat([images, others])
         images = images.contiguous(memory_format=torch.channels_last)

@@ -9,12 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from gpseg.data import Classes, PairAugment, PartClass, UnlabelledImages, packed
+from gpseg.data import Classes, PartClass, UnlabelledImages, packed
 from gpseg.errors import InputError, RunError
 from gpseg.models.stylegan2 import NetworkConfig
 from gpseg.training.distributed import Ranks
 from gpseg.training.finetune import (
-    STRONG,
     Batch,
     FinetuneConfig,
     Finetuner,
@@ -369,12 +368,3 @@ def test_parts_of_labelled_images_are_pasted_onto_unlabelled_ones() -> None:
     assert (plain.pasted == 255).all()
     assert batch(mix=1.0, self_training=0.0).pasted.equal(mixed.pasted)
     assert batch(mix=1.0, self_training=0.0, mix_weight=0.0).pasted.equal(mixed.pasted)
-
-
-def test_unlabelled_images_are_changed_more_strongly() -> None:
-    mild, strong = (next(make(strong_augment=x).batches()) for x in (False, True))
-    assert mild.images[:3].equal(strong.images[:3])
-    assert mild.change is not None and strong.change is not None
-    torch.testing.assert_close(
-        strong.change.offset / STRONG.brightness, mild.change.offset / PairAugment().brightness
-    )
