@@ -150,8 +150,8 @@ def masked_mean(values: Tensor, valid: Tensor, count: Tensor | None = None) -> T
 
     Args:
         values: what to average, over its channels too.
-        valid: 1 for pixels that count, 0 for others.
-        count: how many count, where that isn't `valid`'s sum: of a share of a batch, the mean of all shares' sums, so
+        valid: weights of the pixels, 0 for those that don't count.
+        count: what they sum up to, where that isn't `valid`'s sum: of a share of a batch, the mean of all shares' sums, so
             that the mean of their results is that of the batch.
 
     Returns:
