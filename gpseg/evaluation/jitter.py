@@ -43,7 +43,7 @@ TINT = 0.35
 """Largest gain of a colour channel, up or down, as a power of two."""
 SATURATION = 0.8
 """Largest relative change of the distance from grey."""
-HUE = 30.0
+HUE = 50.0
 """Largest turn of the hues in degrees."""
 
 
