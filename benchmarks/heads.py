@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from gpseg.commandline import run
-from gpseg.data import Classes, PartFolder, Splits, read_image
+from gpseg.data import Classes, PartFolder, Reading, Splits, read_image
 from gpseg.data.classes import write_json
 from gpseg.errors import InputError
 
@@ -69,9 +69,8 @@ def heads(config: HeadsConfig) -> None:
         raise InputError(f"{config.out}: already there; give another --out or remove it")
     for folder in ("images", "masks"):
         (config.out / folder).mkdir(parents=True)
-    read_as = np.full(256, 255, dtype=np.uint8)
-    for index, members in enumerate(OF.values()):
-        read_as[[names.index(name) for name in members]] = index
+    of = tuple(tuple(names.index(name) for name in members) for members in OF.values())
+    reading = Reading(parts.classes, Classes.from_json(CLASSES), of)
     test = set(parts.splits.test)
     splits = Splits(draws=[], val=[], test=[], train_pool=[])
     for stem in parts.labelled:
@@ -81,8 +80,8 @@ def heads(config: HeadsConfig) -> None:
         if box is None:
             continue
         image.crop(box).save(config.out / "images" / f"{stem}.png")
-        cut = Image.fromarray(read_as[mask]).crop(box)
-        Classes.from_json(CLASSES).write_mask(np.asarray(cut), config.out / "masks" / f"{stem}.png")
+        cut = Image.fromarray(reading.read(mask)).crop(box)
+        reading.classes.write_mask(np.asarray(cut), config.out / "masks" / f"{stem}.png")
         (splits.test if stem in test else splits.val).append(stem)
     write_json(config.out / "classes.json", CLASSES)
     splits.save(config.out / "splits.json")

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch import Tensor
 
 import gpseg
 from gpseg.atomic import replacing
-from gpseg.data import Classes, PartFolder
+from gpseg.data import Classes, PartFolder, Reading
 from gpseg.errors import InputError
 from gpseg.evaluation.jitter import KINDS, jittered
 from gpseg.evaluation.methods import METHODS, Predictor, Task, masks_of
@@ -210,18 +210,14 @@ def run_cell(folder: Path, key: Key, setting: Setting) -> None:
     trained = time.monotonic() - started
     shutil.rmtree(task.folder / "checkpoints", ignore_errors=True)
     arrays: dict[str, Tensor] = {}
-    for kind in (PLAIN, *(KINDS if setting.jitter else ())):
-        seen = held if kind == PLAIN else jittered(held, kind, _JITTER_SEED, classes.ignore_index)
+    for kind, seen, reading in _scored_on(setting, held, task):
         for row, masks in masks_of(key.method, predictor, seen.images).items():
-            arrays[f"counts {kind} {row}"] = confusions(masks, seen.masks, classes).int()
-            if kind == PLAIN:
-                arrays[_masks(row)] = masks
+            read = torch.from_numpy(reading.read(masks.numpy()))
+            counts = confusions(read, seen.masks, reading.classes)
+            arrays[f"counts {kind} {row}"] = counts.int()
+            if kind in (PLAIN, OTHER):
+                arrays[_masks(row, kind)] = masks
     rows = [name.removeprefix(_masks("")) for name in arrays if name.startswith(_masks(""))]
-    if other := setting.open_other(classes):
-        seen = other.held(task.network.img_resolution)
-        for row, masks in masks_of(key.method, predictor, seen.images).items():
-            arrays[f"counts {OTHER} {row}"] = other.confusions(masks, seen).int()
-            arrays[_masks(row, OTHER)] = masks
     facts = {
         **_identity(key, setting),
         "rows": rows,
@@ -243,6 +239,17 @@ def run_cell(folder: Path, key: Key, setting: Setting) -> None:
     facts["peak_memory_bytes"] = _peak_memory(setting.device)
     facts["seconds"] = round(time.monotonic() - begun, 2)
     _write_json(folder / f"{key}.json", facts)
+
+
+def _scored_on(setting: Setting, held: Held, task: Task) -> Iterator[tuple[str, Held, Reading]]:
+    """Images by kind, and how masks in the model's classes are read to be held against theirs."""
+    classes = task.training.classes
+    plain = Reading.plain(classes)
+    yield PLAIN, held, plain
+    for kind in KINDS if setting.jitter else ():
+        yield kind, jittered(held, kind, _JITTER_SEED, classes.ignore_index), plain
+    if other := setting.open_other(classes):
+        yield OTHER, other.held(task.network.img_resolution), other.reading
 
 
 def _masks(row: str, kind: str = PLAIN) -> str:

@@ -5,12 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from gpseg.data import Classes, PartFolder, Reading
 from gpseg.errors import InputError
-from gpseg.evaluation.metrics import confusions
 from gpseg.evaluation.results import Held, Split, load_held
 
 OTHER = "other"
@@ -75,16 +71,3 @@ class OtherCollection:
     def held(self, resolution: int) -> Held:
         """Read the images and masks that are scored on, fitted to a square."""
         return load_held(self.parts, self.stems, resolution)
-
-    def confusions(self, masks: Tensor, held: Held) -> Tensor:
-        """Count how often which of its classes is taken for which, image by image.
-
-        Args:
-            masks: predictions, uint8 [N, r, r] of the model's ids.
-            held: the images.
-
-        Returns:
-            int64 [N, K, K] as `gpseg.evaluation.metrics.confusions` gives it.
-        """
-        read = torch.from_numpy(self.reading.read(masks.numpy()))
-        return confusions(read, held.masks, self.classes)
