@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from gpseg.atomic import making
 from gpseg.commandline import run
 from gpseg.data import Classes, PartFolder, Reading, Splits, read_image
 from gpseg.data.classes import write_json
@@ -59,6 +60,7 @@ def heads(config: HeadsConfig) -> None:
 
     Raises:
         InputError: the data set lacks a class, or the folder is there.
+        RunError: the folder can't be written.
     """
     parts = PartFolder.open(config.data)
     names = parts.classes.names
@@ -67,24 +69,25 @@ def heads(config: HeadsConfig) -> None:
         raise InputError(f"{config.data}: has no class {lacking[0]}; it has {', '.join(names)}")
     if config.out.exists():
         raise InputError(f"{config.out}: already there; give another --out or remove it")
-    for folder in ("images", "masks"):
-        (config.out / folder).mkdir(parents=True)
     of = tuple(tuple(names.index(name) for name in members) for members in OF.values())
     reading = Reading(parts.classes, Classes.from_json(CLASSES), of)
     test = set(parts.splits.test)
     splits = Splits(draws=[], val=[], test=[], train_pool=[])
-    for stem in parts.labelled:
-        image = read_image(parts.image_paths[stem])
-        mask = parts.classes.read_mask(parts.mask_path(stem))
-        box = _head(mask == names.index("hair"), mask == names.index("skin"))
-        if box is None:
-            continue
-        image.crop(box).save(config.out / "images" / f"{stem}.png")
-        cut = Image.fromarray(reading.read(mask)).crop(box)
-        reading.classes.write_mask(np.asarray(cut), config.out / "masks" / f"{stem}.png")
-        (splits.test if stem in test else splits.val).append(stem)
-    write_json(config.out / "classes.json", CLASSES)
-    splits.save(config.out / "splits.json")
+    with making(config.out) as partial:
+        for folder in ("images", "masks"):
+            (partial / folder).mkdir()
+        for stem in parts.labelled:
+            image = read_image(parts.image_paths[stem])
+            mask = parts.classes.read_mask(parts.mask_path(stem))
+            box = _head(mask == names.index("hair"), mask == names.index("skin"))
+            if box is None:
+                continue
+            image.crop(box).save(partial / "images" / f"{stem}.png")
+            cut = Image.fromarray(reading.read(mask)).crop(box)
+            reading.classes.write_mask(np.asarray(cut), partial / "masks" / f"{stem}.png")
+            (splits.test if stem in test else splits.val).append(stem)
+        write_json(partial / "classes.json", CLASSES)
+        splits.save(partial / "splits.json")
     print(f"{config.out}: {len(splits.val)} val and {len(splits.test)} test images")
 
 

@@ -1,9 +1,10 @@
-"""Files that are either the old version or the new one, never half of either."""
+"""Files that are either the old version or the new one, and folders that are there whole or not at all."""
 
 import contextlib
 import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,34 @@ def replacing(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def making(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill, and give it the name of `folder` when the block ends well.
+
+    The temporary folder lies beside it and is removed if the block raises.
+
+    Args:
+        folder: the folder to make; must not be there.
+
+    Yields:
+        The folder to fill.
+
+    Raises:
+        RunError: it can't be written, as when the disk is full.
+    """
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(folder)
+    except OSError as error:
+        raise RunError(
+            f"cannot write {folder} ({error.strerror or error}); free space or choose another folder"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -72,3 +72,11 @@ def test_what_cannot_be_cut_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     with pytest.raises(InputError, match="already there"):
         heads(HeadsConfig(people(tmp_path / "more"), tmp_path / "x"))
+
+
+def test_nothing_is_left_of_half_a_set(tmp_path: Path) -> None:
+    root = people(tmp_path / "people")
+    (root / "masks" / "1.png").write_bytes(b"no mask")
+    with pytest.raises(InputError, match=r"1\.png"):
+        heads(HeadsConfig(root, tmp_path / "x"))
+    assert [path.name for path in tmp_path.iterdir()] == ["people"]

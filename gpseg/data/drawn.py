@@ -14,8 +14,6 @@ lenses the eyes are seen and labelled.
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +23,10 @@ from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 from tqdm import tqdm
 
+from gpseg.atomic import making
 from gpseg.data.classes import Classes, PartClass, read_json, write_json
 from gpseg.data.folder import Splits
-from gpseg.errors import InputError, RunError
+from gpseg.errors import InputError
 
 DRAWN_CLASSES = Classes(
     (
@@ -866,20 +865,11 @@ def write_drawn(
         if record.exists() and read_json(record) == made_by:
             return root
         raise InputError(f"{root} exists and holds other data; choose another folder or remove it")
-    partial = root.with_name(f".{root.name}.{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
+    with making(root) as partial:
         _write_faces(partial, resolution, labelled, unlabelled, seed)
         DRAWN_CLASSES.save(partial / "classes.json")
         _drawn_splits(labelled, seed).save(partial / "splits.json")
         write_json(partial / "drawn.json", made_by)
-        partial.rename(root)
-    except OSError as error:
-        raise RunError(
-            f"cannot write {root} ({error.strerror or error}); free space or choose another folder"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return root
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gpseg.evaluation.comparison import Interval, Term, contrast
+from gpseg.evaluation.metrics import counted
 
 Measured = Callable[[str, int], Mapping[int, Tensor]]
 """Confusions [N, K, K] by draw, of a line of the comparison at a number of shots; empty where nothing was measured."""
@@ -101,7 +102,7 @@ def judge(
 
     def against(rival: str) -> list[Evidence]:
         return [
-            Evidence(f"gpseg − {rival}, {_shots(k)}", paired(measured, "gpseg", rival, k))
+            Evidence(f"gpseg − {rival}, {counted(k, 'shot')}", paired(measured, "gpseg", rival, k))
             for k in shots
         ]
 
@@ -149,10 +150,6 @@ def _most_on_small_parts(
     lines = [Line(1, "gpseg", shots, small), Line(-1, "one-stream", shots, small)]
     lines += [Line(-1, "gpseg", shots, others), Line(1, "one-stream", shots, others)]
     return Evidence(
-        f"gpseg − one-stream, small parts less others, {_shots(shots)}",
+        f"gpseg − one-stream, small parts less others, {counted(shots, 'shot')}",
         total(measured, lines) if small and others else None,
     )
-
-
-def _shots(count: int) -> str:
-    return f"{count} shot{'s' if count > 1 else ''}"

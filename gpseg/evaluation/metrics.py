@@ -120,3 +120,8 @@ def majority_score(masks: Tensor, target: Tensor, classes: Classes) -> Score:
 def percent(value: float) -> str:
     """Write an IoU for reading: in percent with one decimal, "-" for nan."""
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Write a number of things: "1 shot", "5 shots"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

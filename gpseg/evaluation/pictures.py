@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gpseg.data import Classes
-from gpseg.evaluation.metrics import Score, score
+from gpseg.evaluation.metrics import Score, counted, score
 from gpseg.evaluation.report import Example, Report
 from gpseg.evaluation.results import Held, Result, predictions
 from gpseg.models.segmenter import Segmenter, to_float, to_uint8
@@ -120,7 +120,7 @@ def training_report(
         scores = {f"{name} read-out": s for name, s in result.readouts.items()}
         scores |= {**result.rivals, FLOOR: result.floor}
     return Report(
-        title=f"Part segmentation from {shots} labelled image{'s' if shots > 1 else ''}",
+        title=f"Part segmentation from {counted(shots, 'labelled image')}",
         lead=(
             f"{config.get('data') or 'drawn faces'}, {classes.num_classes} classes, "
             f"{resolution} x {resolution} pixels; {len(training.unlabelled)} unlabelled images; "

@@ -23,7 +23,7 @@ from gpseg.evaluation.claims import Claim, judge, paired
 from gpseg.evaluation.comparison import CONFIDENCE, RESAMPLES, Interval
 from gpseg.evaluation.jitter import ELSEWHERE, KINDS
 from gpseg.evaluation.methods import FLOOR, METHODS, OURS
-from gpseg.evaluation.metrics import percent, pooled_iou
+from gpseg.evaluation.metrics import counted, percent, pooled_iou
 from gpseg.evaluation.other import OTHER, OtherCollection
 from gpseg.evaluation.pictures import IGNORED, colour_mask, telling_examples
 from gpseg.evaluation.report import LINES, Example, Report, Table, signed, write_report
@@ -274,7 +274,7 @@ def _scores(summary: Summary, shots: int) -> Table:
         )
     small = ", ".join(summary.classes.names[i] for i in summary.small) or "none"
     return Table(
-        f"{shots} labelled image{'s' if shots > 1 else ''}",
+        counted(shots, "labelled image"),
         [
             "method",
             "draws",
@@ -304,7 +304,7 @@ def _by_class(summary: Summary, shots: int) -> Table:
             ious = torch.stack([pooled_iou(counts) for counts in found]).nanmean(0)
             rows.append([line, *map(percent, ious.tolist())])
     return Table(
-        f"By class, {shots} labelled image{'s' if shots > 1 else ''}",
+        f"By class, {counted(shots, 'labelled image')}",
         ["IoU, %", *summary.classes.names],
         rows,
         strong=[OURS],
@@ -317,7 +317,7 @@ def _differences(summary: Summary, kind: str, title: str) -> Table:
         rows.append([f"{OURS} − {line}", *_by_shots(summary, by_shots)])
     return Table(
         title,
-        ["points of mIoU", *(f"{k} shot{'s' if k > 1 else ''}" for k in summary.shots)],
+        ["points of mIoU", *(counted(k, "shot") for k in summary.shots)],
         rows,
         hint=(
             f"In brackets, percentile intervals of {100 * CONFIDENCE:g} % from {RESAMPLES} resamples of draws and of test "
@@ -337,7 +337,7 @@ def _on_other(summary: Summary, other: OtherCollection, shots: int) -> Table:
             mious = summary.mious(line, shots, OTHER).values()
             rows.append([line, str(len(counts)), _mean(mious), above, *map(percent, ious)])
     return Table(
-        f"On another collection, {shots} labelled image{'s' if shots > 1 else ''}",
+        f"On another collection, {counted(shots, 'labelled image')}",
         ["method", "draws", "mIoU, %", "over the floor", *other.classes.names],
         rows,
         strong=[OURS],
@@ -357,7 +357,7 @@ def _robustness(summary: Summary, shots: int) -> Table:
             ]
             rows.append([line, _mean(summary.mious(line, shots).values()), *changes])
     return Table(
-        f"On images moved or damaged, {shots} labelled image{'s' if shots > 1 else ''}",
+        f"On images moved or damaged, {counted(shots, 'labelled image')}",
         ["method", "unchanged, %", *_DAMAGED],
         rows,
         strong=[OURS],
@@ -373,7 +373,7 @@ def _elsewhere(summary: Summary, shots: int) -> Table:
 
     kinds = [PLAIN, *_FOREIGN]
     return Table(
-        f"As if from another collection, {shots} labelled image{'s' if shots > 1 else ''}",
+        f"As if from another collection, {counted(shots, 'labelled image')}",
         ["mIoU, %", "unchanged", *_FOREIGN],
         [
             [line, *(score(line, kind) for kind in kinds)]
@@ -404,7 +404,7 @@ def _brought(summary: Summary) -> Table:
     ]
     return Table(
         "What the unlabelled images bring elsewhere",
-        ["points of mIoU", *(f"{k} shot{'s' if k > 1 else ''}" for k in summary.shots)],
+        ["points of mIoU", *(counted(k, "shot") for k in summary.shots)],
         rows,
         hint=(
             "Paired, with intervals as above. no-unlabelled is ours without unlabelled images in tuning (its generator has "
@@ -501,7 +501,7 @@ def _telling(
     there = [line for line in lines if draw in summary.counts(line, shots, kind)]
     masks = {line: summary.found(line, shots)[draw].masks(line, kind) for line in there}
     ranked = torch.from_numpy(reading.read(masks[reference].numpy()))
-    where = f"{'other collection, ' if kind == OTHER else ''}{shots} shot{'s' if shots > 1 else ''}"
+    where = f"{'other collection, ' if kind == OTHER else ''}{counted(shots, 'shot')}"
     examples = []
     for label, index, miou in telling_examples(ranked, held.masks, reading.classes, each=1):
         pictures = {
