@@ -34,7 +34,7 @@ from gpseg.evaluation.segment import training_set
 from gpseg.models.checkpoint import load_generator
 from gpseg.processes import memory_of_this_process
 from gpseg.training.device import choose_device, choose_dtype
-from gpseg.training.finetune import FinetuneConfig
+from gpseg.training.finetune_config import FinetuneConfig
 
 PLAIN = "plain"
 """Kind of the images as they are, beside the kinds of `gpseg.evaluation.jitter`."""

@@ -119,6 +119,7 @@ def judge(
             "Two streams beat one, most on small parts",
             [
                 *against("one-stream"),
+                *against("no-crossing"),
                 *(_most_on_small_parts(measured, k, small, others) for k in shots),
             ],
         ),

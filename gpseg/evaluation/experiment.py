@@ -26,7 +26,7 @@ from gpseg.models.checkpoint import load_generator
 from gpseg.processes import in_fresh_process
 from gpseg.training.device import choose_device
 from gpseg.training.distributed import rank_and_count
-from gpseg.training.finetune import FinetuneConfig
+from gpseg.training.finetune_config import FinetuneConfig
 
 log = logging.getLogger(__name__)
 
@@ -220,6 +220,10 @@ def _compute(folder: Path, keys: Sequence[Key], setting: Setting) -> list[Cell]:
     missing = [key for key in keys if key not in finished]
     failed = []
     for number, key in enumerate(missing):
+        path = folder / f"{key}.json"
+        if _is_finished(path):  # by another process
+            finished[key] = Cell.read(path)
+            continue
         left = _left(missing[number:], list(finished.values()))
         log.info("cell %d of %d: %s%s", len(keys) - len(missing) + number + 1, len(keys), key, left)
         try:
@@ -230,14 +234,19 @@ def _compute(folder: Path, keys: Sequence[Key], setting: Setting) -> list[Cell]:
         except Exception as error:  # whatever a method dies of, the others go on
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             log.warning("failed: %s: %s", key, reason)
-            Cell.write_failure(folder, key, setting, reason)
-        cell = Cell.read(folder / f"{key}.json")
+            if not _is_finished(path):
+                Cell.write_failure(folder, key, setting, reason)
+        cell = Cell.read(path)
         if cell.failed:
             failed.append(cell)
         else:
             finished[key] = cell
             _say(cell)
     return failed
+
+
+def _is_finished(path: Path) -> bool:
+    return path.exists() and not Cell.read(path).failed
 
 
 def _left(missing: Sequence[Key], finished: Sequence[Cell]) -> str:

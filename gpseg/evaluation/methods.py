@@ -1,7 +1,7 @@
 """What is compared: gpseg, its controls, its rivals and the floor, each trained on the same task.
 
-A control is gpseg with one option changed. A method that ends with a `Segmenter` is scored with the read-out that is
-better in validation, and with each of its read-outs besides.
+A control is gpseg with the options changed that its name is about. A method that ends with a `Segmenter` is scored with the
+default read-out, which no validation image has chosen, and with each of the others besides.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ from torch.nn import functional as F
 
 from gpseg.data import Classes
 from gpseg.evaluation.metrics import majority_mask
-from gpseg.evaluation.results import BATCH, Held, choose_readout, predictions
+from gpseg.evaluation.results import BATCH, Held, predictions
 from gpseg.evaluation.rivals import (
     train_discriminator_classifier,
     train_encoder_decoder,
     train_pixel_classifier,
     train_unet,
 )
-from gpseg.models.segmenter import READOUTS, Segmenter
+from gpseg.models.segmenter import Segmenter
 from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig
+from gpseg.training.batches import TrainingSet
 from gpseg.training.device import choose_device
-from gpseg.training.finetune import FinetuneConfig, Finetuner, TrainingSet, finetune
+from gpseg.training.finetune import Finetuner, finetune
+from gpseg.training.finetune_config import FinetuneConfig
 from gpseg.training.run_folder import RunFolder
 
 FLOOR = "majority"
@@ -49,7 +51,7 @@ class Task:
 
     Args:
         training: labelled and unlabelled images.
-        val: labelled images to choose by; may be none.
+        val: labelled images for choosing settings by; may be none.
         generator: pre-trained.
         discriminator: pre-trained with it.
         network: what both are built from.
@@ -118,11 +120,12 @@ def masks_of(name: str, predictor: Predictor, images: Tensor) -> dict[str, Tenso
         images: uint8 [N, 3, r, r].
 
     Returns:
-        uint8 [N, r, r] of class ids, by "name", "name-readout" and "name-flip".
+        uint8 [N, r, r] of class ids, by "name", "name-readout" (but for the default one) and "name-flip".
     """
     if isinstance(predictor, Segmenter):
         found = predictions(predictor, images)
-        rows = {name: found[predictor.readout], **{f"{name}-{r}": found[r] for r in READOUTS}}
+        rows = {name: found.pop(predictor.readout)}
+        rows |= {f"{name}-{readout}": masks for readout, masks in found.items()}
         if name == OURS:
             rows[f"{name}-flip"] = _masks(partial(predictor.probabilities, flip=True), images)
         return rows
@@ -138,9 +141,9 @@ def _majority(task: Task) -> Predictor:
     return Majority(task.training.masks, task.training.classes)
 
 
-def _unet(task: Task) -> Predictor:
-    data = task.training
-    return train_unet(data.images, data.masks, data.classes, **task.rival_options)
+def _unet(task: Task, as_ours: bool) -> Predictor:
+    learning = task.tuning if as_ours else None
+    return train_unet(task.training, as_ours=learning, **task.rival_options)
 
 
 def _pixel_classifier(task: Task, skips: bool) -> Predictor:
@@ -148,10 +151,15 @@ def _pixel_classifier(task: Task, skips: bool) -> Predictor:
     return train_pixel_classifier(task.training, *networks, skips=skips, **task.rival_options)
 
 
-def _encoder_decoder(task: Task, pretrained: bool) -> Predictor:
-    networks = task.discriminator, task.network
-    options = task.rival_options
-    return train_encoder_decoder(task.training, *networks, pretrained=pretrained, **options)
+def _encoder_decoder(task: Task, pretrained: bool, as_ours: bool = False) -> Predictor:
+    return train_encoder_decoder(
+        task.training,
+        task.discriminator,
+        task.network,
+        pretrained=pretrained,
+        as_ours=task.tuning if as_ours else None,
+        **task.rival_options,
+    )
 
 
 def _discriminator_classifier(task: Task) -> Predictor:
@@ -172,14 +180,17 @@ def _gpseg(task: Task, **changes: Any) -> Predictor:
     )
     with RunFolder.open(task.folder, "evaluate", dataclasses.asdict(config)) as folder:
         finetune(trainer, folder, lambda: False)
-    segmenter = trainer.segmenter()
-    choose_readout(segmenter, task.val)
-    return segmenter
+    return trainer.segmenter()
 
 
 METHODS: Mapping[str, Method] = {
     FLOOR: Method("the training masks' vote; sees no image", "floor", _majority),
-    "unet": Method("U-Net from scratch", "rival", _unet),
+    "unet": Method("U-Net from scratch", "rival", partial(_unet, as_ours=False)),
+    "unet-unlabelled": Method(
+        "the same, learning from unlabelled images as ours does",
+        "rival",
+        partial(_unet, as_ours=True),
+    ),
     "pixel-classifier": Method(
         "hypercolumns of the frozen generator, with an encoder's skips",
         "rival",
@@ -196,16 +207,32 @@ METHODS: Mapping[str, Method] = {
     "encoder-decoder": Method(
         "a U-Net on the discriminator's trunk", "rival", partial(_encoder_decoder, pretrained=True)
     ),
+    "encoder-decoder-unlabelled": Method(
+        "the same, learning from unlabelled images as ours does",
+        "rival",
+        partial(_encoder_decoder, pretrained=True, as_ours=True),
+    ),
     "encoder-decoder-random": Method(
-        "the same from random weights", "rival", partial(_encoder_decoder, pretrained=False)
+        "a U-Net of that form from random weights",
+        "rival",
+        partial(_encoder_decoder, pretrained=False),
     ),
     OURS: Method("two streams, progressive", "ours", _gpseg),
     "direct": Method("part map from the start", "control", partial(_gpseg, ramp="direct")),
     "fixed": Method("target halfway for good", "control", partial(_gpseg, ramp="fixed")),
-    "one-stream": Method("no crossing features", "control", partial(_gpseg, crossing=False)),
+    "one-stream": Method(
+        "no image stream once the ramp starts",
+        "control",
+        partial(_gpseg, crossing=False, image_weight=0.0),
+    ),
+    "no-crossing": Method(
+        "two streams that share the encoder alone", "control", partial(_gpseg, crossing=False)
+    ),
     "no-unlabelled": Method(
         "labelled images alone", "control", partial(_gpseg, unlabelled_batch=0)
     ),
-    "random-init": Method("random generator", "control", partial(_gpseg, pretrained=False)),
+    "random-init": Method(
+        "random generator and encoder", "control", partial(_gpseg, pretrained=False)
+    ),
 }
 """Every method by name, in the order in which tables show them."""

@@ -14,7 +14,7 @@ from gpseg.evaluation.metrics import Score, counted, score
 from gpseg.evaluation.report import Example, Report
 from gpseg.evaluation.results import Held, Result, predictions
 from gpseg.models.segmenter import Segmenter, to_float, to_uint8
-from gpseg.training.finetune import TrainingSet
+from gpseg.training.batches import TrainingSet
 from gpseg.training.run_folder import RunFolder
 from gpseg.training.schedules import interpolated_target
 

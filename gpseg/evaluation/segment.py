@@ -32,9 +32,11 @@ from gpseg.models.checkpoint import SHIPPED_GENERATOR, load_generator
 from gpseg.models.segmenter import Segmenter
 from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig
 from gpseg.training import distributed
+from gpseg.training.batches import TrainingSet
 from gpseg.training.device import choose_device, choose_dtype
 from gpseg.training.distributed import ALONE, Ranks
-from gpseg.training.finetune import FinetuneConfig, Finetuner, TrainingSet, finetune
+from gpseg.training.finetune import Finetuner, finetune
+from gpseg.training.finetune_config import FinetuneConfig
 from gpseg.training.pretrain import pretrain
 from gpseg.training.pretrain_config import PretrainConfig
 from gpseg.training.run_folder import RunFolder, stop_requests
@@ -330,9 +332,7 @@ def _result(
     rivals = {}
     if config.unet_steps:
         unet = train_unet(
-            training.images,
-            training.masks,
-            classes,
+            training,
             steps=config.unet_steps,
             seed=config.tuning.seed,
             device=config.device,

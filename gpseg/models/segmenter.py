@@ -78,7 +78,7 @@ class Segmenter:
         model: TwoStream,
         network: NetworkConfig,
         classes: Classes,
-        readout: str = "classifier",
+        readout: str = "fusion",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.model = model.eval().requires_grad_(False)

@@ -21,8 +21,10 @@ from gpseg.models.stylegan2 import NetworkConfig
 from gpseg.models.two_stream import TwoStream
 from gpseg.selftest.textbook_models import GROUPED, TEXTBOOK, PlainTraining, using
 from gpseg.selftest.timing import Call, Parts, serving_backends
+from gpseg.training.batches import TrainingSet
 from gpseg.training.device import Precision
-from gpseg.training.finetune import FinetuneConfig, Finetuner, TrainingSet
+from gpseg.training.finetune import Finetuner
+from gpseg.training.finetune_config import FinetuneConfig
 from gpseg.training.pretrain_config import PretrainConfig
 from gpseg.training.trainer import Trainer
 

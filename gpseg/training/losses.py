@@ -171,3 +171,27 @@ def part_cross_entropy(logits: Tensor, masks: Tensor, weights: Tensor) -> Tensor
     """
     targets = masks.long().masked_fill(masks >= len(weights), -100)
     return F.cross_entropy(logits, targets, weight=weights, reduction="none", ignore_index=-100)
+
+
+def parts_loss(
+    logits: Tensor,
+    masks: Tensor,
+    weights: Tensor,
+    class_weights: Tensor,
+    given: int,
+    count: Tensor | None = None,
+) -> Tensor:
+    """Mean cross-entropy of masks, those of unlabelled images among them; a scalar.
+
+    Args:
+        logits: [N, K, r, r].
+        masks: [N, r, r] of ids.
+        weights: of their pixels [N, r, r], 0 where there is no class.
+        class_weights: [K], for the first `given` masks alone: weighted once more, what is rare would grow from one prediction
+            to the next.
+        given: how many masks are the user's.
+        count: as for `masked_mean`.
+    """
+    by_class = class_weights, torch.ones_like(class_weights)
+    parts = zip(logits.tensor_split([given]), masks.tensor_split([given]), by_class, strict=True)
+    return masked_mean(torch.cat([part_cross_entropy(*part) for part in parts]), weights, count)

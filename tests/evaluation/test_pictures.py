@@ -21,7 +21,7 @@ from gpseg.evaluation.pictures import (
 from gpseg.evaluation.report import Report
 from gpseg.evaluation.results import Held, Result
 from gpseg.models.segmenter import READOUTS, Outputs
-from gpseg.training.finetune import TrainingSet
+from gpseg.training.batches import TrainingSet
 from gpseg.training.run_folder import RunFolder
 
 CLASSES = Classes((PartClass(0, "background", (1, 2, 3)), PartClass(1, "part", (250, 0, 9))))

@@ -12,14 +12,10 @@ from PIL import Image
 from gpseg.data import Classes, PartClass, UnlabelledImages, packed
 from gpseg.errors import InputError, RunError
 from gpseg.models.stylegan2 import NetworkConfig
+from gpseg.training.batches import Batch, Batches, TrainingSet
 from gpseg.training.distributed import Ranks
-from gpseg.training.finetune import (
-    Batch,
-    FinetuneConfig,
-    Finetuner,
-    TrainingSet,
-    finetune,
-)
+from gpseg.training.finetune import Finetuner, finetune
+from gpseg.training.finetune_config import FinetuneConfig
 from gpseg.training.losses import PerceptualLoss, class_weights, masked_mean, part_cross_entropy
 from gpseg.training.run_folder import Interrupted, RunFolder
 
@@ -242,15 +238,12 @@ def test_perceptual_loss_is_0_for_equal_images_only() -> None:
 
 
 def test_shares_of_a_batch_make_the_batch() -> None:
-    parts = []
-    for rank in range(2):
-        trainer = make()
-        trainer.config = replace(trainer.config, labelled_batch=4, unlabelled_batch=2)
-        trainer.ranks = Ranks(rank, 2)
-        parts.append(next(trainer.batches()))
-    trainer = make()
-    trainer.config = replace(trainer.config, labelled_batch=4, unlabelled_batch=2)
-    whole = next(trainer.batches())
+    def batch(*ranks: Ranks) -> Batch:
+        config = FinetuneConfig(labelled_batch=4, unlabelled_batch=2)
+        batches = Batches(config, training_set(), torch.device("cpu"), *ranks)
+        return batches.draw(torch.Generator().manual_seed(0))
+
+    parts, whole = [batch(Ranks(rank, 2)) for rank in range(2)], batch()
     assert torch.equal(torch.cat([part.masks for part in parts]), whole.masks)
     labelled = torch.cat([part.images[:2] for part in parts])
     unlabelled = torch.cat([part.images[2:] for part in parts])

@@ -11,8 +11,9 @@ from gpseg.data import PairAugment
 from gpseg.evaluation.rivals.training import MaskNetwork, fit_masks, require_resolution, seeded
 from gpseg.evaluation.rivals.unet import PEAK_LR, conv_block
 from gpseg.models.stylegan2 import Discriminator, NetworkConfig
+from gpseg.training.batches import TrainingSet
 from gpseg.training.device import Precision, choose_device, choose_dtype
-from gpseg.training.finetune import TrainingSet
+from gpseg.training.finetune_config import FinetuneConfig
 
 WIDTH = 64
 TRUNK_LR = 5e-3
@@ -66,6 +67,7 @@ def train_encoder_decoder(
     steps: int = 500,
     batch: int = 16,
     augment: PairAugment | None = None,
+    as_ours: FinetuneConfig | None = None,
     seed: int = 0,
     device: str = "auto",
     precision: Precision = "auto",
@@ -73,14 +75,15 @@ def train_encoder_decoder(
     """Train as `train_unet` does, so that only the network and where it starts differ.
 
     Args:
-        data: what to learn from; its unlabelled images are not used.
+        data: what to learn from.
         discriminator: pre-trained; it is left as it is.
         network: what it is built from.
         pretrained: whether the trunk starts from the discriminator; without is a control that starts from random
             weights.
         steps: training steps.
-        batch: augmented images a step.
+        batch: augmented labelled images a step.
         augment: how to augment; None for a strong augmentation that suits most classes of images.
+        as_ours: as for `train_unet`.
         seed: decides weights, batches and augmentation.
         device: where to train, as `gpseg.training.device.choose_device` takes it.
         precision: dtype of the feature maps.
@@ -104,12 +107,11 @@ def train_encoder_decoder(
     return fit_masks(
         model,
         [(model.trunk, TRUNK_LR), (decoder, PEAK_LR)],
-        data.images,
-        data.masks,
-        data.classes,
+        data,
         steps=steps,
         batch=batch,
         augment=augment,
+        as_ours=as_ours,
         seed=seed,
         name="encoder-decoder",
     )

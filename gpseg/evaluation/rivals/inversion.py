@@ -11,7 +11,8 @@ from gpseg.models.encoder import Encoder
 from gpseg.models.segmenter import to_float
 from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig
 from gpseg.nn import ZeroProjection
-from gpseg.training.finetune import FinetuneConfig, TrainingSet
+from gpseg.training.batches import TrainingSet
+from gpseg.training.finetune_config import FinetuneConfig
 from gpseg.training.losses import PerceptualLoss
 
 PIXELS_AT_ONCE = 2**16
@@ -128,7 +129,7 @@ def invert(
     perceptual = PerceptualLoss(discriminator).to(device)
     random = torch.Generator().manual_seed(seed)
 
-    def backward() -> Tensor:
+    def backward(*_unused: object) -> Tensor:
         images, _ = augment(_drawn(data, batch, random), None, random)
         total = torch.zeros((), device=device)
         for x in images.split(images_at_once(network.img_resolution)):

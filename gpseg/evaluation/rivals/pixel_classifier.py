@@ -19,8 +19,8 @@ from gpseg.evaluation.rivals.inversion import images_at_once, invert
 from gpseg.evaluation.rivals.training import fit, require_resolution, seeded
 from gpseg.models.segmenter import to_float
 from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig
+from gpseg.training.batches import TrainingSet
 from gpseg.training.device import Precision, choose_device, choose_dtype
-from gpseg.training.finetune import TrainingSet
 from gpseg.training.losses import class_weights, masked_mean, part_cross_entropy
 
 HIDDEN = (128, 32)
@@ -223,7 +223,7 @@ def _classifier(
     ensemble.deviation.copy_(moments.deviation)
     alike = torch.ones(classes.num_classes, device=device)
 
-    def backward() -> Tensor:
+    def backward(*_unused: object) -> Tensor:
         chosen = torch.randint(len(data.images), (IMAGES_A_STEP,), generator=random)
         x, y = augment(to_float(data.images[chosen]), data.masks[chosen], random)
         places, ids = drawn_pixels(y, weights, PIXELS_AN_IMAGE, random)

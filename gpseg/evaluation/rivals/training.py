@@ -3,17 +3,20 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gpseg.data import Classes, PairAugment
+from gpseg.data import PairAugment
 from gpseg.errors import InputError, RunError
 from gpseg.models.segmenter import to_float
 from gpseg.models.stylegan2 import ema_copy, ema_update
-from gpseg.training.losses import class_weights, masked_mean, part_cross_entropy
+from gpseg.training.batches import Batches, TrainingSet
+from gpseg.training.finetune_config import FinetuneConfig
+from gpseg.training.losses import class_weights, parts_loss
 
 WEIGHT_DECAY = 0.01
 EMA_HALF_LIFE = 20  # steps
@@ -37,9 +40,10 @@ class MaskNetwork(nn.Module):
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
-        """Class probabilities [N, K, r, r] of uint8 images [N, 3, r, r], in evaluation mode."""
-        device = next(self.parameters()).device
-        return self.eval().logits_of(to_float(images.to(device))).softmax(1)
+        """Class probabilities [N, K, r, r] of images [N, 3, r, r], uint8 or floating in -1..1, in evaluation mode."""
+        images = images.to(next(self.parameters()).device)
+        images = images if images.is_floating_point() else to_float(images)
+        return self.eval().logits_of(images).softmax(1)
 
 
 def require_resolution(images: Tensor, resolution: int) -> None:
@@ -70,7 +74,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 def fit(
     model: Model,
     rates: list[tuple[nn.Module, float]],
-    backward: Callable[[], Tensor],
+    backward: Callable[[Model, float], Tensor],
     *,
     steps: int,
     name: str,
@@ -80,7 +84,8 @@ def fit(
     Args:
         model: what to train, on its device; left at its last step.
         rates: parts of the model that are trained, and their learning rates at the start.
-        backward: adds a batch's gradients to the model's parameters; returns its loss, a scalar.
+        backward: adds a batch's gradients to the model's parameters, and returns its loss, a scalar; takes the running mean
+            of the model and the share of the steps done.
         steps: batches to take.
         name: whose training it is, for the progress bar and for errors.
 
@@ -99,7 +104,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * (0.5 + 0.5 * math.cos(math.pi * step / steps))
             optimizer.zero_grad(set_to_none=True)
-            loss = backward()
+            loss = backward(ema, step / steps)
             optimizer.step()
             ema_update(ema, model, 0.5 ** (1 / min(EMA_HALF_LIFE, 0.1 * (step + 1))))
             if step % 20 == 0 or step == steps - 1:
@@ -113,28 +118,28 @@ def fit(
 def fit_masks(
     network: Network,
     rates: list[tuple[nn.Module, float]],
-    images: Tensor,
-    masks: Tensor,
-    classes: Classes,
+    data: TrainingSet,
     *,
     steps: int,
     batch: int,
     augment: PairAugment | None,
+    as_ours: FinetuneConfig | None,
     seed: int,
     name: str,
 ) -> Network:
-    """Train a network on labelled images alone; the arguments are those of `fit` and of `train_unet`."""
-    augment = augment or PairAugment().suiting(classes)
+    """Train a network on labelled images, alone or as ours; the arguments are those of `fit` and of `train_unet`."""
     device = next(network.parameters()).device
-    weights = class_weights(masks, classes.num_classes).to(device)
-    random = torch.Generator().manual_seed(seed)
+    weights = class_weights(data.masks, data.classes.num_classes).to(device)
+    random = torch.Generator(device).manual_seed(seed)
+    if as_ours is None:
+        as_ours = FinetuneConfig(unlabelled_batch=0)
+    batches = Batches(replace(as_ours, labelled_batch=batch), data, device, augment=augment)
 
-    def backward() -> Tensor:
-        chosen = torch.randint(len(images), (batch,), generator=random)
-        x, y = augment(to_float(images[chosen]), masks[chosen], random)
-        y = y.to(device)
-        cross_entropy = part_cross_entropy(network.logits_of(x.to(device)), y, weights)
-        loss = masked_mean(cross_entropy, (y < classes.num_classes).float())
+    def backward(ema: Network, progress: float) -> Tensor:
+        drawn = batches.draw(random)
+        masks, counts = batches.targets(drawn, progress, ema.probabilities)
+        logits = network.logits_of(drawn.images[: len(masks)])
+        loss = parts_loss(logits, masks, counts, weights, len(drawn.masks))
         loss.backward()
         return loss.detach()
 

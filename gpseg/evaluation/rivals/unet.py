@@ -1,4 +1,4 @@
-"""The rival that starts from nothing: a U-Net on the labelled images alone."""
+"""The rival that starts from nothing: a U-Net."""
 
 import itertools
 
@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gpseg.data import Classes, PairAugment
+from gpseg.data import PairAugment
 from gpseg.evaluation.rivals.training import MaskNetwork, fit_masks, seeded
+from gpseg.training.batches import TrainingSet
 from gpseg.training.device import Precision, choose_device, choose_dtype
+from gpseg.training.finetune_config import FinetuneConfig
 
 WIDTHS = (24, 48, 96, 192)
 PEAK_LR = 1e-3
@@ -58,26 +60,25 @@ def conv_block(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def train_unet(
-    images: Tensor,
-    masks: Tensor,
-    classes: Classes,
+    data: TrainingSet,
     *,
     steps: int = 500,
     batch: int = 16,
     augment: PairAugment | None = None,
+    as_ours: FinetuneConfig | None = None,
     seed: int = 0,
     device: str = "auto",
     precision: Precision = "auto",
 ) -> UNet:
-    """Train a U-Net from random weights on labelled images alone.
+    """Train a U-Net from random weights.
 
     Args:
-        images: uint8 [k, 3, r, r], r a multiple of 8.
-        masks: class ids and `classes.ignore_index` [k, r, r].
-        classes: the classes.
+        data: what to learn from; r is a multiple of 8.
         steps: training steps.
-        batch: augmented images a step.
+        batch: augmented labelled images a step.
         augment: how to augment; None for a strong augmentation that suits most classes of images.
+        as_ours: how ours learns from unlabelled images, to do the same: colours, pasted parts and own masks; None to learn from
+            the labelled images alone.
         seed: decides weights, batches and augmentation.
         device: where to train, as `gpseg.training.device.choose_device` takes it.
         precision: dtype of the feature maps.
@@ -90,17 +91,16 @@ def train_unet(
     """
     place = choose_device(device)
     with seeded(seed, place):
-        model = UNet(classes.num_classes).to(memory_format=torch.channels_last).to(place)
+        model = UNet(data.classes.num_classes).to(memory_format=torch.channels_last).to(place)
     model.dtype = choose_dtype(precision, place)
     return fit_masks(
         model,
         [(model, PEAK_LR)],
-        images,
-        masks,
-        classes,
+        data,
         steps=steps,
         batch=batch,
         augment=augment,
+        as_ours=as_ours,
         seed=seed,
         name="U-Net",
     )

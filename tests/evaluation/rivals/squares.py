@@ -5,7 +5,7 @@ from torch import Tensor
 
 from gpseg.data import Classes, PairAugment, PartClass
 from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig
-from gpseg.training.finetune import TrainingSet
+from gpseg.training.batches import TrainingSet
 
 CLASSES = Classes(
     tuple(PartClass(i, name, (i, 0, 0)) for i, name in enumerate(("background", "left", "right")))

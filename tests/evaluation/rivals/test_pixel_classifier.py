@@ -13,7 +13,7 @@ from gpseg.evaluation.rivals.pixel_classifier import Ensemble, drawn_pixels
 from gpseg.models.stylegan2 import NetworkConfig
 from gpseg.processes import in_fresh_process
 from gpseg.selftest import memory
-from gpseg.training.finetune import TrainingSet
+from gpseg.training.batches import TrainingSet
 from tests.evaluation.rivals.squares import (
     CLASSES,
     NETWORK,

@@ -1,10 +1,12 @@
 import pytest
 import torch
 
-from gpseg.data import PairAugment
+from gpseg.data import PairChange
 from gpseg.errors import RunError
 from gpseg.evaluation.rivals import UNet, train_unet
-from tests.evaluation.rivals.squares import CLASSES, STILL, check_prediction, squares
+from gpseg.training.batches import Batches
+from gpseg.training.finetune_config import FinetuneConfig
+from tests.evaluation.rivals.squares import STILL, check_prediction, squares, training_set
 
 
 def test_unet_has_about_a_million_parameters() -> None:
@@ -14,18 +16,35 @@ def test_unet_has_about_a_million_parameters() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_learns_parts_of_images_it_has_not_seen(precision) -> None:
     images, masks = squares(12)
-    masks[0, 0] = 255
-    unet = train_unet(
-        images[:4], masks[:4], CLASSES, steps=80, batch=4, augment=STILL, precision=precision
-    )
+    unet = train_unet(training_set(4), steps=80, batch=4, augment=STILL, precision=precision)
     check_prediction(unet.probabilities(images[4:]), masks[4:], 0.5)
 
 
-def test_a_seed_gives_the_same_network_and_leaves_the_global_one_alone() -> None:
-    images, masks = squares(2)
+def test_learns_from_unlabelled_images_as_ours_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    original = Batches.targets
 
+    def watched(self, batch, progress, probabilities):  # type: ignore[no-untyped-def]
+        masks, weights = original(self, batch, progress, probabilities)
+        asked.append((progress, len(batch.masks), len(masks), len(batch.images)))
+        return masks, weights
+
+    monkeypatch.setattr(Batches, "targets", watched)
+    images, masks = squares(20)
+    unet = train_unet(
+        training_set(4, 8),
+        steps=80,
+        batch=4,
+        augment=STILL,
+        as_ours=FinetuneConfig(labelled_batch=1, unlabelled_batch=3, self_training_from=0.75),
+    )
+    check_prediction(unet.probabilities(images[12:]), masks[12:], 0.5)
+    assert asked == [(n / 80, 4, 4 if n < 60 else 7, 7) for n in range(80)]
+
+
+def test_a_seed_gives_the_same_network_and_leaves_the_global_one_alone() -> None:
     def weights(seed: int) -> torch.Tensor:
-        return train_unet(images, masks, CLASSES, steps=2, batch=2, seed=seed).first[0].weight
+        return train_unet(training_set(2), steps=2, batch=2, seed=seed).first[0].weight
 
     before = torch.get_rng_state()
     first = weights(1)
@@ -34,12 +53,10 @@ def test_a_seed_gives_the_same_network_and_leaves_the_global_one_alone() -> None
     assert not torch.equal(first, weights(2))
 
 
-def test_a_loss_that_is_not_finite_ends_in_one_line() -> None:
-    images, masks = squares(2)
+def test_a_loss_that_is_not_finite_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: PairChange, images: torch.Tensor) -> torch.Tensor:
+        return images * float("nan")
 
-    class Broken(PairAugment):
-        def __call__(self, images, masks, generator):  # type: ignore[no-untyped-def]
-            return images * float("nan"), masks
-
+    monkeypatch.setattr(PairChange, "images", broken)
     with pytest.raises(RunError, match="U-Net's loss is nan"):
-        train_unet(images, masks, CLASSES, steps=2, batch=2, augment=Broken())
+        train_unet(training_set(2), steps=2, batch=2)
