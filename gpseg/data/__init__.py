@@ -8,18 +8,19 @@ from gpseg.data.folder import PartFolder, Splits
 from gpseg.data.images import (
     Placement,
     fit_square,
-    load_image,
     load_images,
     read_image,
+    read_square,
 )
 from gpseg.data.mixing import color_parts, half_the_parts, take_colors
 from gpseg.data.packed import UnlabelledImages
 from gpseg.data.reading import Reading
-from gpseg.data.sources import images_in, training_images
+from gpseg.data.sources import ImageSource, images_in, training_images
 
 __all__ = [
     "DRAWN_CLASSES",
     "Classes",
+    "ImageSource",
     "PairAugment",
     "PairChange",
     "PartClass",
@@ -36,10 +37,10 @@ __all__ = [
     "fit_square",
     "half_the_parts",
     "images_in",
-    "load_image",
     "load_images",
     "made_ahead",
     "read_image",
+    "read_square",
     "take_colors",
     "training_images",
     "write_drawn",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gpseg.data.classes import Classes, fit_mask, read_json, write_json
-from gpseg.data.images import image_size, load_image, read_image
+from gpseg.data.images import image_size, read_image, read_square
 from gpseg.data.reading import Reading
 from gpseg.data.sources import image_files
 from gpseg.errors import InputError
@@ -261,7 +261,7 @@ class PartFolder:
             InputError: the file can't be read.
         """
         path = self.image_paths.get(image, Path(image)) if isinstance(image, str) else image
-        return load_image(path, resolution)
+        return read_square(path, resolution)[0]
 
     def mask_path(self, stem: str) -> Path:
         """Return the mask file of a labelled image."""

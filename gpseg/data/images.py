@@ -70,13 +70,16 @@ def image_size(path: Path) -> tuple[int, int]:
         InputError: the file can't be read.
     """
     with decoding(path), Image.open(path) as image:
-        width, height = image.size
-        if image.getexif().get(_EXIF_ORIENTATION) in _EXIF_QUARTER_TURNS:
-            width, height = height, width
-    return width, height
+        return _displayed_size(image)
 
 
-def read_image(source: str | ImageSource, draft: int | None = None) -> Image.Image:
+def _displayed_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    turned = image.getexif().get(_EXIF_ORIENTATION) in _EXIF_QUARTER_TURNS
+    return (height, width) if turned else (width, height)
+
+
+def read_image(source: str | ImageSource) -> Image.Image:
     """Read an image of any mode as 8-bit RGB, upright.
 
     EXIF rotation is applied, transparency is laid over white, 16-bit and floating-point greys are
@@ -84,8 +87,6 @@ def read_image(source: str | ImageSource, draft: int | None = None) -> Image.Ima
 
     Args:
         source: where to read it from.
-        draft: let JPEG decode at a smaller size whose sides are still at least this many pixels;
-            None decodes at full size.
 
     Returns:
         An RGB image.
@@ -93,22 +94,29 @@ def read_image(source: str | ImageSource, draft: int | None = None) -> Image.Ima
     Raises:
         InputError: it is missing, truncated or no image.
     """
+    with _opened(source) as image:
+        return _upright(image)
+
+
+@contextmanager
+def _opened(source: str | ImageSource) -> Iterator[Image.Image]:
     source = Path(source) if isinstance(source, str) else source
-    with decoding(source), _opened(source) as image:
-        if draft is not None and image.format == "JPEG":
-            image.draft(None, (draft, draft))
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith(("I", "F")):
-            return Image.fromarray(_to_8_bits(np.asarray(upright))).convert("RGB")
-        if upright.has_transparency_data:
-            upright = upright.convert("RGBA")
-            white = Image.new("RGBA", upright.size, "white")
-            return Image.alpha_composite(white, upright).convert("RGB")
-        return upright.convert("RGB")
+    with (
+        decoding(source),
+        Image.open(source.read() if isinstance(source, ZippedImage) else source) as image,
+    ):
+        yield image
 
 
-def _opened(source: ImageSource) -> Image.Image:
-    return Image.open(source.read() if isinstance(source, ZippedImage) else source)
+def _upright(image: Image.Image) -> Image.Image:
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith(("I", "F")):
+        return Image.fromarray(_to_8_bits(np.asarray(upright))).convert("RGB")
+    if upright.has_transparency_data:
+        upright = upright.convert("RGBA")
+        white = Image.new("RGBA", upright.size, "white")
+        return Image.alpha_composite(white, upright).convert("RGB")
+    return upright.convert("RGB")
 
 
 def _to_8_bits(grey: np.ndarray) -> np.ndarray:
@@ -203,6 +211,10 @@ def fit_square(image: Image.Image, resolution: int) -> tuple[Tensor, Placement]:
         uint8 [3, resolution, resolution], and the placement that leads back.
     """
     placement = Placement.centred(image.width, image.height, resolution)
+    return _fitted(image, placement), placement
+
+
+def _fitted(image: Image.Image, placement: Placement) -> Tensor:
     size = (placement.fitted_width, placement.fitted_height)
     if image.size != size:
         shrinks = image.width > size[0] or image.height > size[1]
@@ -210,12 +222,12 @@ def fit_square(image: Image.Image, resolution: int) -> tuple[Tensor, Placement]:
         sampling = Image.Resampling.HAMMING if shrinks else Image.Resampling.BICUBIC
         image = image.resize(size, sampling, reducing_gap=3.0)
     pixels = np.asarray(image)
-    if size != (resolution, resolution):
+    if size != (placement.resolution, placement.resolution):
         pixels = np.pad(pixels, (*placement.border, (0, 0)), mode="edge")
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), placement
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
-def load_image(source: str | ImageSource, resolution: int) -> Tensor:
+def read_square(source: str | ImageSource, resolution: int) -> tuple[Tensor, Placement]:
     """Read one image into a square.
 
     Args:
@@ -223,13 +235,18 @@ def load_image(source: str | ImageSource, resolution: int) -> Tensor:
         resolution: side of the square in pixels.
 
     Returns:
-        uint8 [3, resolution, resolution].
+        uint8 [3, resolution, resolution], and the placement that leads back to the image's own size.
 
     Raises:
         InputError: it can't be read.
     """
-    # Decoding at twice the size or more leaves the antialiased resize enough to work with.
-    return fit_square(read_image(source, draft=2 * resolution), resolution)[0]
+    with _opened(source) as image:
+        placement = Placement.centred(*_displayed_size(image), resolution)
+        if image.format == "JPEG":
+            # Decoding at twice the size or more leaves the antialiased resize enough to work with. The smaller size is
+            # rounded, so that it can't say where the image lies.
+            image.draft(None, (2 * resolution, 2 * resolution))
+        return _fitted(_upright(image), placement), placement
 
 
 def load_images(
@@ -325,6 +342,6 @@ def _attempts(
 
 def _attempt(source: str | ImageSource, resolution: int) -> Tensor | InputError:
     try:
-        return load_image(source, resolution)
+        return read_square(source, resolution)[0]
     except InputError as error:
         return error

@@ -33,7 +33,7 @@ from gpseg.errors import InputError, RunError
 log = logging.getLogger(__name__)
 
 _VERSION = (
-    1  # of what reading and fitting make of an image; a change of theirs makes older files stale
+    2  # of what reading and fitting make of an image; a change of theirs makes older files stale
 )
 _SMALL = 32 << 20  # bytes of files, and of pixels, that are read anew in a second or two
 _KEPT_DAYS = 30

@@ -7,7 +7,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpseg.atomic import replacing
-from gpseg.data import Classes, Placement, fit_square, images_in, read_image
-from gpseg.data.images import image_size
+from gpseg.data import Classes, Placement, images_in, read_image, read_square
 from gpseg.errors import InputError, RunError
 from gpseg.models.segmenter import Readout, Segmenter
 from gpseg.training.device import choose_device, choose_dtype
@@ -218,7 +217,7 @@ def _batches(
 
     def read(job: _Job) -> _Read:
         try:
-            return _read(job.image, resolution)
+            return read_square(job.image, resolution)
         except InputError as error:
             return error
 
@@ -233,13 +232,6 @@ def _batches(
                 yield [(job, future.result()) for job, future in ahead.popleft()]
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _read(path: Path, resolution: int) -> tuple[Tensor, Placement]:
-    """Read an image into a square; the placement leads back to its full size."""
-    square, placement = fit_square(read_image(path, draft=2 * resolution), resolution)
-    width, height = image_size(path)
-    return square, replace(placement, width=width, height=height)
 
 
 def _write(job: _Job, probabilities: Tensor, placement: Placement, classes: Classes) -> None:

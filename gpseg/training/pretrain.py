@@ -5,7 +5,7 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def pretrain(
         if images is None:
             with ranks.first_goes_first():  # which packs them, if anybody has to
                 images = data.UnlabelledImages(
-                    data.training_images(config.data or _drawn(trainer.recipe.resolution)),
+                    _sources(config.data or _drawn(trainer.recipe.resolution), config.seed),
                     trainer.recipe.resolution,
                     progress=ranks.first,
                 )
@@ -112,6 +112,16 @@ def pretrain(
             snapshot = partial(_snapshot, trainer, folder, quality, after_snapshot)
             _train(trainer, images, folder, stop_requested, snapshot)
             return snapshot()
+
+
+def _sources(path: Path, seed: int) -> Sequence[Path | data.ImageSource]:
+    """What to train on; of a data set with masks what fine-tuning may see, so that nobody is tested on what was seen here."""
+    if (path / "images").is_dir() and (path / "masks").is_dir():
+        parts = data.PartFolder.open(path, seed)
+        held_out = len(parts.splits.val) + len(parts.splits.test)
+        log.info("%s: %d val and test images are left out", path, held_out)
+        return parts.seen_in_training
+    return data.training_images(path)
 
 
 def _drawn(resolution: int) -> Path:

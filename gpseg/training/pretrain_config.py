@@ -104,8 +104,8 @@ class PretrainConfig:
 
     data: Path | None = None
     """Images of any size: a folder (what lies in it or, where it holds folders only, below it), a zip file, a pattern
-    such as 'photos/**/*.jpg', or a data set, of which unlabelled/ and images/ are used (no masks; to leave out the
-    images you will test on, give its unlabelled/). Many are packed once at the training resolution, 3 bytes a pixel,
+    such as 'photos/**/*.jpg', or a data set with masks, whose val and test images are left out as gpseg.train does with the
+    same --seed (not those of a zipped one). Many are packed once at the training resolution, 3 bytes a pixel,
     into a file under ~/.cache/gpseg, or GPSEG_CACHE if that is set. Default: 20,000 faces that the package draws
     itself, other ones than those of gpseg.train."""
     out: Path | None = None

@@ -20,6 +20,7 @@ from gpseg.data import (
     images,
     load_images,
     read_image,
+    read_square,
 )
 from gpseg.errors import InputError
 
@@ -82,14 +83,34 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     assert upright.getpixel((5, 2)) == (0, 0, 255)
 
 
-def test_jpeg_decoded_in_draft_is_the_same_picture(tmp_path: Path) -> None:
+def test_jpeg_decoded_in_draft_is_the_same_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ramp = np.linspace(0, 255, 512, dtype=np.uint8)
     pixels = np.stack([np.tile(ramp, (512, 1)), np.tile(ramp[:, None], (1, 512))] * 2, axis=-1)
     path = _save(tmp_path / "ramp.jpg", Image.fromarray(pixels[..., :3].copy()), quality=95)
-    assert read_image(path, draft=64).size < read_image(path).size
+    read = []
+    original = images._upright
+    monkeypatch.setattr(
+        images, "_upright", lambda image: read.append(image.size) or original(image)
+    )
+    drafted, _ = read_square(path, 32)
     fitted, _ = fit_square(read_image(path), 32)
-    drafted = load_images([path], 32)[0]
+    assert read == [(64, 64), (512, 512)]
     assert (fitted.int() - drafted.int()).abs().max() <= 3
+
+
+@pytest.mark.parametrize("size", [(1540, 1021), (847, 994), (994, 847)])
+@pytest.mark.parametrize("turn", [1, 6])
+def test_jpeg_decoded_in_draft_lies_where_its_mask_does(
+    tmp_path: Path, size: tuple[int, int], turn: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    path = _save(tmp_path / "photo.jpg", Image.new("RGB", size), exif=exif)
+    width, height = size if turn == 1 else size[::-1]
+    _, placement = read_square(path, 64)
+    assert placement == Placement.centred(width, height, 64)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (16, 8), (8, 40), (3, 5), (200, 1), (1, 1)])
@@ -221,11 +242,12 @@ def test_images_are_read_in_order_and_not_far_ahead(
 ) -> None:
     read = []
 
-    def load(source: Path, resolution: int) -> torch.Tensor:
+    def load(source: Path, resolution: int) -> tuple[torch.Tensor, Placement]:
         read.append(source)
-        return torch.full((3, resolution, resolution), int(source.name), dtype=torch.uint8)
+        image = torch.full((3, resolution, resolution), int(source.name), dtype=torch.uint8)
+        return image, Placement.centred(1, 1, resolution)
 
-    monkeypatch.setattr(images, "load_image", load)
+    monkeypatch.setattr(images, "read_square", load)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     stream = images.stream_images([Path(str(i)) for i in range(200)], 2, start=5)
     assert [int(next(stream)[0, 0, 0]) for _ in range(3)] == [5, 6, 7]

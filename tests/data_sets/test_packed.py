@@ -15,7 +15,14 @@ import torch
 from PIL import Image
 
 from gpseg.atomic import is_disk_full
-from gpseg.data import UnlabelledImages, batches_ahead, load_images, packed, training_images
+from gpseg.data import (
+    Placement,
+    UnlabelledImages,
+    batches_ahead,
+    load_images,
+    packed,
+    training_images,
+)
 from gpseg.data import images as module
 from gpseg.errors import InputError, RunError
 from gpseg.processes import in_fresh_process
@@ -46,13 +53,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the images that are read from now on."""
     names: list[str] = []
-    load = module.load_image
+    load = module.read_square
 
-    def counted(source: Path, resolution: int) -> torch.Tensor:
+    def counted(source: Path, resolution: int) -> tuple[torch.Tensor, Placement]:
         names.append(Path(str(source)).name)
         return load(source, resolution)
 
-    monkeypatch.setattr(module, "load_image", counted)
+    monkeypatch.setattr(module, "read_square", counted)
     return names
 
 
@@ -196,13 +203,13 @@ import logging, sys, time
 from gpseg.data import UnlabelledImages, images, packed, training_images
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 packed._SMALL = -1
-load, hang_from = images.load_image, sys.argv[2]
+load, hang_from = images.read_square, sys.argv[2]
 def counted(source, resolution):
     if source.name >= hang_from:
         time.sleep(1000)
     print("<read>", flush=True)
     return load(source, resolution)
-images.load_image = counted
+images.read_square = counted
 print("ready", flush=True)
 input()
 found = UnlabelledImages(training_images(sys.argv[1]), 64)

@@ -163,8 +163,8 @@ def test_goes_in_batches_and_reads_no_further_than_one_batch_ahead(
     for index in range(7):
         halves(20, 20).save(photos / f"{index}.png")
     read: list[Path] = []
-    original = prediction.read_image
-    monkeypatch.setattr(prediction, "read_image", lambda p, **k: read.append(p) or original(p, **k))
+    original = prediction.read_square
+    monkeypatch.setattr(prediction, "read_square", lambda p, r: read.append(p) or original(p, r))
     segmenter = ByBrightness()
     ahead: list[int] = []
     answer = segmenter.probabilities

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gpseg.data import packed
+from gpseg.data import PartFolder, packed, write_drawn
 from gpseg.errors import InputError, RunError
 from gpseg.models.checkpoint import load_generator
 from gpseg.training import losses
@@ -57,6 +58,15 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
         **generator.state_dict(),
         **{f"d.{k}": v for k, v in discriminator.state_dict().items()},
     }
+
+
+def test_images_to_be_tested_on_are_not_trained_on(tmp_path, caplog):
+    parts = PartFolder.open(write_drawn(tmp_path / "faces", 16, labelled=12, unlabelled=3))
+    held_out = len(parts.splits.val) + len(parts.splits.test)
+    with caplog.at_level(logging.INFO):
+        pretrain(dataclasses.replace(config(tmp_path, 0.004), data=parts.root))
+    assert f"{held_out} val and test images are left out" in caplog.text
+    assert f"training on {15 - held_out} images" in caplog.text
 
 
 def test_a_run_leaves_what_it_promises(tmp_path, images):
