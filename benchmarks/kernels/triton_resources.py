@@ -124,7 +124,7 @@ def launches_of(
 ) -> Iterator[tuple[Kernel, Launch]]:
     """What the cases launch on this architecture, under the kernels' names in the table of budgets."""
     target, dtype_name = TARGETS[architecture], str(dtype).removeprefix("torch.")
-    backend = TritonBackend("triton", ("meta",), lambda: None)
+    backend = TritonBackend("triton", ("meta",), lambda device: None)
     for case, call in large(backend, Images(dtype, LAYOUTS[layout], "meta")):
         modes = {case: True}
         if case in PLAIN and dtype == torch.float32 and target[0] == "cuda":

@@ -54,7 +54,7 @@ def refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
         return f"serves {', '.join(declared.DEVICES)} tensors, got {device.type}"
     if dtype not in declared.DTYPES:
         return f"does not serve {dtype}"
-    return None
+    return declared.available(device)
 
 
 @functools.cache

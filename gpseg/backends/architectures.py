@@ -1,7 +1,24 @@
 """Which GPUs compiled kernels run on."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+import torch
+
+
+def unserved_gpu(
+    device: torch.device | None, is_served: Callable[[tuple[int, int]], bool]
+) -> str | None:
+    """The name of a GPU that isn't served, unless another one is: a machine may have an old one for its display.
+
+    Args:
+        device: the only GPU that counts; None for all that torch sees.
+        is_served: tells by compute capability.
+    """
+    wanted = range(torch.cuda.device_count()) if device is None else [device]
+    if any(is_served(torch.cuda.get_device_capability(gpu)) for gpu in wanted):
+        return None
+    return torch.cuda.get_device_name(wanted[0])
 
 
 def serves(architectures: Iterable[str], capability: tuple[int, int]) -> bool:

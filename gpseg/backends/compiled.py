@@ -29,7 +29,7 @@ class CompiledBackend:
     Args:
         name: as in `gpseg.backends.NAMES`; csrc/ops.cpp registers the kernels under gpseg_<name>.
         devices: types of the devices they serve.
-        load: loads the library; returns None, or one line saying why it is off.
+        load: loads the library; returns None, or one line saying why it is off on this device, or on any.
         empty: gives an uninitialised result of the given size, of x's type and in its layout.
         on_gpu: they are the CUDA kernels, wherever they run: filters stay where they are, in the type of the
             sums, and there is a tensor-core convolution.
@@ -41,7 +41,7 @@ class CompiledBackend:
         self,
         name: str,
         devices: tuple[str, ...],
-        load: Callable[[], str | None],
+        load: Callable[[torch.device | None], str | None],
         empty: Callable[[Tensor, Sequence[int]], Tensor] = empty_in_layout_of,
         on_gpu: bool = False,
     ) -> None:
@@ -52,9 +52,9 @@ class CompiledBackend:
         self._empty = empty
         self._on_gpu = on_gpu
 
-    def available(self) -> str | None:
-        """None if the kernels can be used here, else one line that says why not."""
-        return self._load()
+    def available(self, device: torch.device | None = None) -> str | None:
+        """None if the kernels can be used on this device, or on any, else one line that says why not."""
+        return self._load(device)
 
     def bias_act(
         self,

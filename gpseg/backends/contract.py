@@ -58,8 +58,8 @@ class Backend(Protocol):
     def DTYPES(self) -> frozenset[torch.dtype]:
         """Element types it serves."""
 
-    def available(self) -> str | None:
-        """None if it can be used here, else one line that says why not."""
+    def available(self, device: torch.device | None = None) -> str | None:
+        """None if it can be used on this device, of a type it serves, or on any; else one line that says why not."""
 
     def upfirdn2d(
         self,

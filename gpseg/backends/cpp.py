@@ -53,7 +53,7 @@ POOLED_BYTES = 4 << 20
 that size afresh, or gives it back when it is freed, and page faults then cost several times the kernel."""
 
 
-def _load() -> str | None:
+def _load(_: torch.device | None = None) -> str | None:
     build = "pip install --no-build-isolation ."
     try:
         importlib.import_module("gpseg._C")  # registers torch.ops.gpseg_cpp

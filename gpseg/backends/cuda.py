@@ -5,11 +5,11 @@ import importlib.util
 
 import torch
 
-from gpseg.backends.architectures import serves
+from gpseg.backends.architectures import serves, unserved_gpu
 from gpseg.backends.compiled import CompiledBackend
 
 
-def _load() -> str | None:
+def _load(device: torch.device | None = None) -> str | None:
     build = "GPSEG_BUILD_CUDA=1 pip install --no-build-isolation ."
     if importlib.util.find_spec("gpseg._cuda") is None:
         return f"gpseg._cuda is not built, which needs nvcc: {build}"
@@ -20,10 +20,9 @@ def _load() -> str | None:
     except ImportError as error:
         return f"gpseg._cuda does not load, build it for this torch with {build} ({error})"
     built = compiled.build_info()["archs"]
-    for i in range(torch.cuda.device_count()):
-        if not serves(built, torch.cuda.get_device_capability(i)):
-            name = torch.cuda.get_device_name(i)
-            return f"built for {', '.join(built)}, which {name} does not run: set TORCH_CUDA_ARCH_LIST and build again"
+    unserved = unserved_gpu(device, lambda capability: serves(built, capability))
+    if unserved is not None:
+        return f"built for {', '.join(built)}, which {unserved} does not run: set TORCH_CUDA_ARCH_LIST and build again"
     return None
 
 

@@ -53,10 +53,11 @@ def fastest(
         unfit: exceptions of a way that can't be taken here; the others are measured without it.
 
     Returns:
-        None where nothing is measured: `benchmark` is off, no way is fit, or a CUDA graph is being captured, in
-        which a measurement would become part of the graph, and the problem is new.
+        None where nothing is measured: `benchmark` is off or results are to be deterministic, no way is fit or memory
+        doesn't suffice to measure, or a CUDA graph is being captured, in which a measurement would become part of the graph,
+        and the problem is new.
     """
-    if not benchmark:
+    if not benchmark or torch.are_deterministic_algorithms_enabled():
         return None
     key = str(problem)
     known = _memory.get(device, key)
@@ -64,7 +65,10 @@ def fastest(
         return known
     if _capturing(device):
         return None
-    times = _measured(device, ways, unfit)
+    try:
+        times = _measured(device, ways, unfit)
+    except torch.OutOfMemoryError:
+        return None
     if not times:
         return None
     name = min(times, key=lambda name: times[name])

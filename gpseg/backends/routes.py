@@ -96,11 +96,12 @@ def modelled_time(problem: Problem, gpu: Gpu, route: str) -> float:
 def _peak(problem: Problem, gpu: Gpu, route: str) -> float:
     """Operations a second of the units, and through the instructions, that a route's convolution uses."""
     if problem.dtype == "torch.float32":
-        return gpu.scalar
-    tensor = gpu.tensor / 2 if problem.dtype == "tf32" else gpu.tensor
+        peak = gpu.scalar
+    else:
+        peak = gpu.tensor / 2 if problem.dtype == "tf32" else gpu.tensor
     if route == COMPOSED:
-        return tensor
-    return tensor * (gpu.triton if problem.backend == "triton" else gpu.mma)
+        return peak
+    return peak * (gpu.triton if problem.backend == "triton" else gpu.mma)
 
 
 # Process-wide, as `measured.benchmark` is: for GPU tensors autograd runs the backward in threads of its own.

@@ -13,7 +13,7 @@ from gpseg.backends.compiled import CompiledBackend
 _BUILT = Path(__file__).parents[2] / "build" / "simt" / "libgpseg_simt.so"
 
 
-def _load() -> str | None:
+def _load(_: torch.device | None = None) -> str | None:
     library = Path(os.environ.get("GPSEG_SIMT") or _BUILT)
     if not library.exists():
         return f"{library.name} is not built: run `make simt` in a checkout, or set GPSEG_SIMT"

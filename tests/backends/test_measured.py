@@ -57,6 +57,23 @@ def test_nothing_is_measured_unless_asked(timed: list[str]) -> None:
     assert not timed
 
 
+def test_nothing_is_measured_where_results_are_to_be_the_same_every_time(timed: list[str]) -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert measured.fastest(CPU, "problem", WAYS) is None
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not timed
+
+
+def test_no_memory_to_measure_is_no_choice() -> None:
+    def hungry() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert measured.fastest(CPU, "problem", {**WAYS, "hungry": hungry}) is None
+    assert not measured.choices()
+
+
 def test_a_choice_holds_only_while_benchmark_is_on(timed: list[str]) -> None:
     assert measured.fastest(CPU, "problem", WAYS) == "fast"
     ops.benchmark = False

@@ -60,8 +60,11 @@ def test_a_backend_that_is_off_can_not_be_forced(off: str) -> None:
 
 
 def test_a_backend_refuses_by_its_declarations(monkeypatch: pytest.MonkeyPatch) -> None:
+    def available(device: torch.device | None = None) -> str | None:
+        return None if device is None or device.index != 1 else "finds this one too old"
+
     picky = SimpleNamespace(
-        DEVICES=("cuda",), DTYPES=frozenset({torch.float32}), available=lambda: None
+        DEVICES=("cuda",), DTYPES=frozenset({torch.float32}), available=available
     )
     monkeypatch.setattr(backends, "NAMES", ("picky",))
     monkeypatch.setattr(backends, "get", lambda name: picky)
@@ -74,6 +77,9 @@ def test_a_backend_refuses_by_its_declarations(monkeypatch: pytest.MonkeyPatch) 
             ops.bias_act(x)
         assert "float64" in str(backends.refusal("picky", torch.device("cuda"), torch.float64))
         assert backends.refusal("picky", torch.device("cuda"), torch.float32) is None
+        assert backends.refusal("picky", torch.device("cuda:1"), torch.float32) == (
+            "finds this one too old"
+        )
         with pytest.raises(
             RuntimeError, match=r"no backend can serve torch.float32 on cpu: picky serves"
         ):

@@ -32,7 +32,7 @@ class EagerBackend:
     conv2d = staticmethod(convolution.conv2d)
     conv2d_weight_grad = staticmethod(convolution.conv2d_weight_grad)
 
-    def available(self) -> str | None:
+    def available(self, device: torch.device | None = None) -> str | None:
         """None: plain PyTorch is always there."""
         return None
 

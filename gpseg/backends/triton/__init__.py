@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.util
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -9,23 +11,27 @@ import torch
 from torch import Tensor
 
 from gpseg.backends import convolution
+from gpseg.backends.architectures import unserved_gpu
 from gpseg.backends.contract import Backend
 from gpseg.backends.layout import memory_format_of
 from gpseg.backends.resampling import Convolution
 
+_COMPILERS = ("gcc", "clang", "cl")
 _OLDEST = (8, 0)
 """Compute capability of the oldest NVIDIA GPUs that Triton's tensor-core code and bfloat16 are tried for here."""
 
 
-def _load() -> str | None:
+def _load(device: torch.device | None = None) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install triton"
     if not torch.cuda.is_available():
         return "torch sees no GPU"
+    if not os.environ.get("CC") and not any(map(shutil.which, _COMPILERS)):
+        return "triton compiles what launches its kernels, and finds no C compiler: install gcc, or name one in CC"
     if torch.version.hip is None:
-        for i in range(torch.cuda.device_count()):
-            if torch.cuda.get_device_capability(i) < _OLDEST:
-                return f"needs compute capability 8.0, {torch.cuda.get_device_name(i)} has less"
+        unserved = unserved_gpu(device, lambda capability: capability >= _OLDEST)
+        if unserved is not None:
+            return f"needs compute capability 8.0, {unserved} has less"
     return None
 
 
@@ -45,12 +51,14 @@ class TritonBackend:
     Args:
         name: as in `gpseg.backends.NAMES`.
         devices: types of the devices they serve; torch calls AMD's GPUs cuda too.
-        load: returns None if the kernels can be used, or one line saying why not.
+        load: returns None if the kernels can be used on this device, or on any, or one line saying why not.
     """
 
     DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
-    def __init__(self, name: str, devices: tuple[str, ...], load: Callable[[], str | None]) -> None:
+    def __init__(
+        self, name: str, devices: tuple[str, ...], load: Callable[[torch.device | None], str | None]
+    ) -> None:
         self.NAME = name
         self.DEVICES = devices
         self._load = load
@@ -72,9 +80,9 @@ class TritonBackend:
     conv2d = staticmethod(convolution.conv2d)
     conv2d_weight_grad = staticmethod(convolution.conv2d_weight_grad)
 
-    def available(self) -> str | None:
-        """None if the kernels can be used here, else one line that says why not."""
-        return self._load()
+    def available(self, device: torch.device | None = None) -> str | None:
+        """None if the kernels can be used on this device, or on any, else one line that says why not."""
+        return self._load(device)
 
     def fuses(self, x: Tensor, w: Tensor, conv: Convolution, direction: str) -> bool:
         """Whether a fused kernel serves this convolution: channels_last, read in pieces of 16 bytes, at most 3×3.

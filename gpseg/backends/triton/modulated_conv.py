@@ -463,7 +463,7 @@ def fused_conv(
         )
 
     shape = _shape(_pixels(size, conv), size[1])
-    configured("modulated_conv_fwd_kernel", x, shape, run, f"{size[0]} {geometry}")
+    configured("modulated_conv_fwd_kernel", x, shape, run, f"{size[0]} {geometry} {_precision(x)}")
     return y, c
 
 
@@ -497,7 +497,9 @@ def fused_conv_input_grad(
         return partial.sum(1)
 
     shape = _shape(_pixels(x.shape, gradient), x.shape[1])
-    ds = configured("modulated_conv_bwd_kernel", x, shape, run, f"{x.shape[0]} {geometry}")
+    ds = configured(
+        "modulated_conv_bwd_kernel", x, shape, run, f"{x.shape[0]} {geometry} {_precision(x)}"
+    )
     return dx, ds.to(s.dtype)
 
 
@@ -537,7 +539,9 @@ def fused_conv_weight_grad(
         return partial.sum(0).to(x.dtype)
 
     shape = _shape(math.prod(rows), math.prod(columns))
-    dw = configured("modulated_conv_wgrad_kernel", x, shape, run, f"{samples} {geometry}")
+    dw = configured(
+        "modulated_conv_wgrad_kernel", x, shape, run, f"{samples} {geometry} {_precision(x)}"
+    )
     return dw.permute((0, 3, 1, 2) if conv.transposed else (3, 2, 0, 1)).contiguous()
 
 
