@@ -13,7 +13,7 @@ from PIL import Image
 from gpseg.commandline import run
 from gpseg.data import PartFolder, write_drawn
 from gpseg.evaluation import experiment
-from gpseg.evaluation.cells import Cell
+from gpseg.evaluation.cells import Cell, Key
 from gpseg.evaluation.experiment import EvaluateConfig, evaluate
 from gpseg.evaluation.jitter import KINDS
 from gpseg.evaluation.metrics import majority_score, percent, score
@@ -165,8 +165,9 @@ def write_other(folder: Path, head: list[str]) -> Path:
 def test_another_collection_is_scored_in_its_own_classes(
     home: Path, other: Path, tmp_path: Path
 ) -> None:
-    options = [*inputs(home), *SMALL, "--methods", "unet", "gpseg", "--shots", "3", "--draws", "1"]
+    options = [*inputs(home), *SMALL, "--methods", "unet", "gpseg", "no-unlabelled"]
     out = tmp_path / "out"
+    options += ["--shots", "3", "--draws", "1"]
     options += ["--no-jitter", "--other-data", str(other), "--out", str(out)]
     assert command(options) == 0
     rows = {row["line"]: row for row in results(out)["cells"]}
@@ -174,6 +175,7 @@ def test_another_collection_is_scored_in_its_own_classes(
     parts = PartFolder.open(other)
     held = load_held(parts, parts.labelled, 16)
     own = score(masks.clamp(max=1), held.masks, parts.classes)
+    own_plain = rows["unet"]["miou"]
     assert rows["unet"]["changed"] == {"other": pytest.approx(own.miou)}
     markdown = (out / "results.md").read_text()
     assert "head (skin + hair + eyes + nose + mouth)" in markdown
@@ -181,6 +183,10 @@ def test_another_collection_is_scored_in_its_own_classes(
     assert "| gpseg − unet, the other collection |" in markdown
     assert "<b>worst, other collection, 3 shots</b>" in (out / "report.html").read_text()
     assert {d["kind"] for d in results(out)["differences"]} == {"plain", "other"}
+    (alone,) = results(out)["alone"]
+    without = rows["no-unlabelled"]["miou"]
+    assert alone["line"] == "unet" and alone["value"] == pytest.approx(without - own_plain)
+    assert "| no-unlabelled − unet |" in markdown
 
 
 def test_another_collection_has_to_know_every_part(
@@ -266,6 +272,26 @@ def test_cells_of_another_reading_never_mix(
         shutil.copy(path, out / "cells")
     assert command(["--out", str(out), "--report-only"]) == 2
     assert "computed with other options" in capsys.readouterr().err
+
+
+def test_what_another_process_finished_is_left_to_it(
+    home: Path, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (done / "cells").glob("*-draw-1.*"):
+        path.unlink()
+    computed = []
+
+    def meanwhile(run: object, folder: Path, key: Key, setting: object) -> None:
+        """Another process finishes all, this cell too, in whose way this one dies."""
+        computed.append(key)
+        for path in (home / "done" / "cells").glob("*-draw-1.*"):
+            shutil.copy(path, folder)
+        raise FileNotFoundError("its logs")
+
+    monkeypatch.setattr(experiment, "in_fresh_process", meanwhile)
+    assert command([*inputs(home), *SMALL, *GRID, "--out", str(done)]) == 0
+    assert len(computed) == 1
+    assert {row["draw"] for row in results(done)["cells"]} == {0, 1}
 
 
 def test_a_cell_of_another_comparison_is_refused(

@@ -47,8 +47,12 @@ def test_most_on_small_parts_is_part_of_the_claim() -> None:
     table = {("gpseg", 1): (90, 80), ("gpseg", 5): (90, 80)}
     on_small = {("one-stream", 1): (89, 60), ("one-stream", 5): (89, 60)}
     on_large = {("one-stream", 1): (60, 79), ("one-stream", 5): (60, 79)}
-    assert verdicts(table | on_small)[STREAMS] == "holds"
-    assert verdicts(table | on_large)[STREAMS] == "does not hold"
+    apart = {("no-crossing", 1): (85, 75), ("no-crossing", 5): (85, 75)}
+    assert verdicts(table | on_small | apart)[STREAMS] == "holds"
+    assert verdicts(table | on_large | apart)[STREAMS] == "does not hold"
+    assert verdicts(table | on_small)[STREAMS] == "holds, as far as measured"
+    apart["no-crossing", 5] = (91, 81)
+    assert verdicts(table | on_small | apart)[STREAMS] == "does not hold"
 
 
 def test_one_label_is_held_against_five() -> None:
