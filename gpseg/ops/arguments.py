@@ -31,6 +31,14 @@ def check_device(op: str, name: str, t: Tensor, x: Tensor) -> None:
         raise ValueError(f"{op}: {name} is on {t.device} but x on {x.device}")
 
 
+def check_size(op: str, name: str, t: Tensor, size: torch.Size, x: Tensor) -> None:
+    """Raise unless t is a floating tensor of the given size on x's device."""
+    check_floating(op, name, t)
+    check_device(op, name, t, x)
+    if t.shape != size:
+        raise ValueError(f"{op}: {name} must be {[*size]}, got {[*t.shape]}")
+
+
 def check_filter(op: str, f: Tensor | None, x: Tensor) -> None:
     """Raise unless f is None or a non-empty floating filter of one or two dimensions on x's device."""
     if f is None:

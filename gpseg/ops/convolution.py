@@ -1,5 +1,6 @@
 """Convolution differentiable to any order, with weight gradients that can be left out, and resampling."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,15 +15,17 @@ from gpseg.ops.arguments import check_device, check_filter, check_images, filter
 from gpseg.ops.registration import in_autocast_dtype, register
 from gpseg.ops.upfirdn2d import Padding, upfirdn2d
 
+# An entry for each `no_weight_grad` in force. Process-wide, not thread-local: for GPU tensors autograd runs the
+# backward in threads of its own. Not a flag to restore: those of several threads may end in any order.
+_off: list[None] = []
 
-class _WeightGrad:
-    # Process-wide, not thread-local: for GPU tensors autograd runs the backward in threads of its own.
-    off = False
+# Whether `weight_grad` is in force. A backward pass uses it while others run, in other threads.
+_here = threading.local()
 
 
 def weight_grad_is_off() -> bool:
-    """Whether `no_weight_grad` is in force."""
-    return _WeightGrad.off
+    """Whether `no_weight_grad` is in force, in this thread not undone by `weight_grad`."""
+    return bool(_off) and not getattr(_here, "on", False)
 
 
 @contextmanager
@@ -32,18 +35,21 @@ def no_weight_grad() -> Iterator[None]:
     It acts on backward passes run inside it, on all threads; their gradients with respect to the
     input stay differentiable in everything, weights included.
     """
-    with weight_grad(off=True):
-        yield
-
-
-@contextmanager
-def weight_grad(off: bool) -> Iterator[None]:
-    """Turn gradients to convolution weights off or, inside `no_weight_grad`, on again."""
-    before, _WeightGrad.off = _WeightGrad.off, off
+    _off.append(None)
     try:
         yield
     finally:
-        _WeightGrad.off = before
+        _off.pop()
+
+
+@contextmanager
+def weight_grad() -> Iterator[None]:
+    """Within it, this thread's backward passes give gradients to convolution weights, inside `no_weight_grad` too."""
+    before, _here.on = getattr(_here, "on", False), True
+    try:
+        yield
+    finally:
+        _here.on = before
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -69,7 +75,7 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
                 x.shape, dy.shape, weight.shape, ctx.stride, ctx.padding
             )
         dx = _conv2d(dy, weight, ctx.stride, ctx.padding, not ctx.transposed, extra, ctx.groups)
-    if ctx.needs_input_grad[1] and not _WeightGrad.off:
+    if ctx.needs_input_grad[1] and not weight_grad_is_off():
         pair = (dy, x) if ctx.transposed else (x, dy)
         dw = _conv2d_weight_grad(*pair, weight.shape, ctx.stride, ctx.padding, ctx.groups)
     return dx, dw, None, None, None, None, None
@@ -129,20 +135,22 @@ def _resample(x: Tensor, fir: Fir | None, f: Tensor | None, flip_filter: bool) -
 
 
 def checked_weight(op: str, x: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """x and weight, in the type of autocast if it is on.
-
-    Raises unless weight is a kernel `[O, I/groups, kh, kw]` for x, of x's type and on its device.
-    """
+    """x and weight, in the type of autocast if it is on; raises unless they fit each other."""
     check_images(op, "weight", weight)
-    check_device(op, "weight", weight, x)
     x, weight = in_autocast_dtype(x.device.type, x, weight)
+    check_weight(op, x, weight, groups)
+    return x, weight
+
+
+def check_weight(op: str, x: Tensor, weight: Tensor, groups: int) -> None:
+    """Raise unless weight is a kernel `[O, I/groups, kh, kw]` for x, of x's type and on its device."""
+    check_device(op, "weight", weight, x)
     if weight.dtype != x.dtype:
         raise TypeError(f"{op}: weight is {weight.dtype} but x is {x.dtype}; cast one of them")
     if weight.shape[1] * groups != x.shape[1] or weight.shape[0] % groups:
         raise ValueError(
             f"{op}: a weight {[*weight.shape]} with groups={groups} does not fit x {[*x.shape]}"
         )
-    return x, weight
 
 
 def conv2d_resample(

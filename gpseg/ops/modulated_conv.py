@@ -16,11 +16,13 @@ from gpseg.ops.arguments import (
     check_filter,
     check_floating,
     check_images,
+    check_size,
     filter_padding,
 )
 from gpseg.ops.bias_act import activation_arguments, bias_act
 from gpseg.ops.convolution import (
     check_factors,
+    check_weight,
     checked_weight,
     conv2d_resample,
     weight_grad,
@@ -117,7 +119,7 @@ def _backward(ctx: Any, dy: Tensor | None, dc: None) -> tuple[Any, ...]:
     needs_input = needs[0] or needs[2]
     needs_weight = needs[1] and not weight_grad_is_off()
     with backends.use_backend(ctx.backend):
-        gradients = modulated_conv2d_act_backward(
+        gradients = _modulated_conv2d_act_backward(
             dy, x, weight, styles, bias, noise, f, c, needs_input, needs_weight, *ctx.layer
         )
     given = _given(needs_input, needs_weight, bias, noise)
@@ -206,7 +208,7 @@ def _gradient_backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
     nothing = (None,) * len(ctx.needs_input_grad)
     needed = [*ctx.needs_input_grad[: len(tensors)]]
     needed[2] = needed[2] and not weight_grad_is_off()
-    with torch.enable_grad(), backends.use_backend(ctx.backend), weight_grad(off=False):
+    with torch.enable_grad(), backends.use_backend(ctx.backend), weight_grad():
         # Views, because the saved tensors may depend on each other through the caller's graph (dy on x, x on
         # styles): derivatives with respect to the views can't take that path, and still lead to a third order.
         inputs: list[Any] = [
@@ -236,7 +238,7 @@ def _gradient_backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
     return *(next(seconds) if wanted else None for wanted in needed), *nothing[len(needed) :]
 
 
-modulated_conv2d_act_backward = register(
+_modulated_conv2d_act_backward = register(
     "modulated_conv2d_act_backward(Tensor dy, Tensor x, Tensor weight, Tensor styles, Tensor? bias,"
     " Tensor? noise, Tensor? f, Tensor c, bool needs_input, bool needs_weight,"
     f" {_LAYER}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -320,33 +322,9 @@ def modulated_conv2d_act(
     op = "modulated_conv2d"
     check_images(op, "x", x)
     x, weight = checked_weight(op, x, weight, 1)
-    check_filter(op, resample_filter, x)
-    check_factors(op, up, down)
-    check_floating(op, "styles", styles)
-    check_device(op, "styles", styles, x)
-    if styles.shape != x.shape[:2]:
-        raise ValueError(f"{op}: styles must be {[*x.shape[:2]]}, got {[*styles.shape]}")
-    if bias is not None:
-        check_floating(op, "bias", bias)
-        check_device(op, "bias", bias, x)
-        if bias.shape != weight.shape[:1]:
-            raise ValueError(f"{op}: bias must be {[weight.shape[0]]}, got {[*bias.shape]}")
     activation = activation_arguments(op, act, alpha, gain, clamp)
     layer = Layer(up, down, filter_padding(padding), demodulate, flip_weight, *activation)
-    size = _output_size(x, weight, resample_filter, layer)
-    if min(size[2:]) < 1:
-        raise ValueError(
-            f"{op}: the result would be {[*size[2:]]}; x {[*x.shape]} is too small for this kernel,"
-            " filter and padding"
-        )
-    if noise is not None:
-        check_floating(op, "noise", noise)
-        check_device(op, "noise", noise, x)
-        # Told apart by ndim: comparing sizes of unlike length compares H with N too, which a dynamic N must not meet.
-        if noise.shape != (size[2:] if noise.ndim == 2 else (size[0], 1, *size[2:])):
-            raise ValueError(
-                f"{op}: noise must be {[size[0], 1, *size[2:]]} or {[*size[2:]]}, got {[*noise.shape]}"
-            )
+    _checked_size(op, x, weight, styles, bias, noise, resample_filter, layer)
     if x.dtype == torch.float16 and demodulate:
         weight, styles = _prenormalised(weight, styles)
     tensors = [t for t in (x, weight, styles, bias, noise) if t is not None]
@@ -368,6 +346,39 @@ def modulated_conv2d_act(
         *activation,
     )
     return y
+
+
+def _checked_size(
+    op: str,
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    bias: Tensor | None,
+    noise: Tensor | None,
+    f: Tensor | None,
+    layer: Layer,
+) -> torch.Size:
+    """Size of the result; raises unless all else fits x and weight, which fit each other."""
+    check_filter(op, f, x)
+    check_factors(op, layer.up, layer.down)
+    check_size(op, "styles", styles, x.shape[:2], x)
+    if bias is not None:
+        check_size(op, "bias", bias, weight.shape[:1], x)
+    size = _output_size(x, weight, f, layer)
+    if min(size[2:]) < 1:
+        raise ValueError(
+            f"{op}: the result would be {[*size[2:]]}; x {[*x.shape]} is too small for this kernel,"
+            " filter and padding"
+        )
+    if noise is not None:
+        check_floating(op, "noise", noise)
+        check_device(op, "noise", noise, x)
+        # Told apart by ndim: comparing sizes of unlike length compares H with N too, which a dynamic N must not meet.
+        if noise.shape != (size[2:] if noise.ndim == 2 else (size[0], 1, *size[2:])):
+            raise ValueError(
+                f"{op}: noise must be {[size[0], 1, *size[2:]]} or {[*size[2:]]}, got {[*noise.shape]}"
+            )
+    return size
 
 
 def _prenormalised(weight: Tensor, styles: Tensor) -> tuple[Tensor, Tensor]:
@@ -412,3 +423,61 @@ def modulated_conv2d(
         flip_weight=flip_weight,
         act="linear",
     )
+
+
+def modulated_conv2d_act_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    bias: Tensor | None,
+    noise: Tensor | None,
+    f: Tensor | None,
+    c: Tensor,
+    needs_input: bool,
+    needs_weight: bool,
+    up: int,
+    down: int,
+    padding: Padding,
+    demodulate: bool,
+    flip_weight: bool,
+    act: str,
+    alpha: float,
+    gain: float,
+    clamp: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of <modulated_conv2d_act(x, weight, styles, bias, …), dy>; differentiable as that is.
+
+    Args:
+        dy: `[N, O, outH, outW]`, floating.
+        x, weight, styles, bias, noise: as in `modulated_conv2d_act`; nothing is brought to the type of autocast.
+        f: the layer's `resample_filter`.
+        c: `[N, O, outH, outW]`, what the convolution gives before it is demodulated; of any size where only `gain`
+            follows it (no demodulation, linear, no clamp).
+        needs_input: whether gradients of x and styles are wanted.
+        needs_weight: whether weight's is.
+        up, down, padding, demodulate, flip_weight, act: as in `modulated_conv2d_act`.
+        alpha, gain, clamp: as in `bias_act_backward`.
+
+    Returns:
+        The gradients of x, weight, styles, bias and noise, each as what it belongs to; empty, `[0]`, where it isn't
+        wanted or that is None.
+
+    Raises:
+        TypeError: a tensor is not floating, or weight's type is not x's.
+        ValueError: a size, factor, padding or device does not fit.
+    """
+    op = "modulated_conv2d_act_backward"
+    check_images(op, "x", x)
+    check_images(op, "weight", weight)
+    check_weight(op, x, weight, 1)
+    pads = filter_padding(padding)
+    layer = (up, down, pads, demodulate, flip_weight, act, alpha, gain, clamp)
+    size = _checked_size(op, x, weight, styles, bias, noise, f, Layer(*layer))
+    check_size(op, "dy", dy, size, x)
+    if not Layer(*layer).is_affine:
+        check_size(op, "c", c, size, x)
+    dx, dweight, dstyles, dbias, dnoise = _modulated_conv2d_act_backward(
+        dy, x, weight, styles, bias, noise, f, c, needs_input, needs_weight, *layer
+    )
+    return dx, dweight, dstyles, dbias, dnoise

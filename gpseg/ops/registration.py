@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.autograd import Info, make_autograd_impl
+from torch.autograd import forward_ad
 
 from gpseg import backends
 
@@ -26,7 +28,8 @@ def register(
         kernel: serves real tensors of any device; it chooses the backend.
         fake: gives results of the right size, type and strides without computing.
         setup_context: keeps for the gradient what it needs.
-        backward: the gradient, made of registered ops.
+        backward: the gradient, made of registered ops; it runs in the types of its forward, whatever autocast is
+            in force by then.
         lowered: how many of the first arguments autocast brings to its type, as it does with a convolution's;
             the others, and the ops where it is 0, keep theirs.
     """
@@ -34,10 +37,11 @@ def register(
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"gpseg::{name}", fake, lib=_library)
-    torch.library.register_autograd(
-        f"gpseg::{name}", backward, setup_context=setup_context, lib=_library
-    )
     op = getattr(torch.ops.gpseg, name).default
+    # As torch.library.register_autograd does, but for the tangents: kernels below see none any more, and what calls an
+    # op within vmap none yet.
+    autograd = make_autograd_impl(op, Info(_without_autocast(backward), setup_context))
+    _library.impl(name, _refusing_tangents(name, autograd), "Autograd", with_keyset=True)
     _kernels[op] = kernel
     for device_type, key in _AUTOCAST_KEYS.items():
         _library.impl(name, _autocast(op, device_type, lowered), key)
@@ -59,6 +63,21 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     return {op: backends.use_backend("eager")(kernel) for op, kernel in _kernels.items()}
 
 
+def _refusing_tangents(name: str, autograd: Callable[..., Any]) -> Callable[..., Any]:
+    """The autograd kernel, which by itself loses the tangents of forward mode without a word."""
+
+    def kernel(keyset: Any, *args: Any) -> Any:
+        if forward_ad._current_level >= 0 and any(
+            forward_ad.unpack_dual(a).tangent is not None for a in args if isinstance(a, Tensor)
+        ):
+            raise NotImplementedError(
+                f"gpseg.{name} has no forward-mode derivative; use reverse mode"
+            )
+        return autograd(keyset, *args)
+
+    return kernel
+
+
 _AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 _AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU).add(
@@ -75,9 +94,18 @@ def _autocast(op: Any, device_type: str, lowered: int) -> Callable[..., Any]:
     return kernel
 
 
+def _without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
+    def cast_by_nothing(ctx: Any, *gradients: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+            return backward(ctx, *gradients)
+
+    return cast_by_nothing
+
+
 def in_autocast_dtype(device_type: str, *tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in the type that autocast asks for; as they are if it is off or one of them is float64."""
-    if not torch.is_autocast_enabled(device_type) or torch.float64 in [t.dtype for t in tensors]:
+    on = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    if not on or torch.float64 in [t.dtype for t in tensors]:
         return tensors
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(t.to(dtype) for t in tensors)

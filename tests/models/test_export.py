@@ -149,7 +149,7 @@ def test_what_a_segmenter_s_graph_says_of_itself(plain: dict[str, Graph]) -> Non
     metadata = plain["segmenter"].metadata
     assert Classes.from_json(json.loads(metadata["classes"])) == CLASSES
     assert json.loads(metadata["palette"]) == SEGMENTER.model.palette.tolist()
-    facts = {"stage": "segmenter", "resolution": "16", "readout": "classifier"}
+    facts = {"stage": "segmenter", "resolution": "16", "readout": "fusion"}
     assert facts.items() | {("gpseg", gpseg.__version__)} <= metadata.items()
 
 

@@ -57,6 +57,38 @@ def test_conv2d_resample(dtype: torch.dtype) -> None:
     assert y.dtype == raw.dtype == dtype
 
 
+LAYERS = {
+    "conv2d_resample": lambda t: ops.conv2d_resample(t["x"], t["weight"], padding=1),
+    "modulated_conv2d_act": lambda t: ops.modulated_conv2d_act(**t, padding=1),
+    "bias_act": lambda t: ops.bias_act(t["x"], t["bias"], act="swish"),
+}
+
+
+@HALF
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_backward_pass_keeps_the_types_of_its_forward(
+    dtype: torch.dtype, layer: str, backend: str
+) -> None:
+    """Inside a region of autocast too, to the second order; 2^19 is infinite in float16."""
+    tensors = layer_tensors()
+
+    def gradients(inside: bool) -> list[Tensor]:
+        y = LAYERS[layer](tensors)
+        leaves = [tensors["x"], tensors["bias" if layer == "bias_act" else "weight"]]
+        with torch.autocast("cpu", dtype, enabled=inside):
+            firsts = torch.autograd.grad((y * 2**19).sum(), leaves, create_graph=True)
+            loss = torch.stack([(g * 2.0**-10).square().sum() for g in firsts]).sum()
+            seconds = torch.autograd.grad(loss, leaves, allow_unused=True)
+        return [g for g in (*firsts, *seconds) if g is not None]
+
+    with ops.use_backend(backend):
+        got, want = gradients(inside=True), gradients(inside=False)
+    assert all(g.isfinite().all() for g in got)
+    for g, wanted in zip(got, want, strict=True):
+        assert torch.equal(g, wanted)
+
+
 @HALF
 def test_pointwise_ops_and_filters_keep_their_type(dtype: torch.dtype) -> None:
     x, f = torch.randn(1, 4, 6, 6), torch.ones(3)
@@ -99,3 +131,19 @@ def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     assert relative_rms(compiled(**tensors), layer(**tensors)) < 1e-2
+
+
+@pytest.mark.slow
+def test_a_compiled_backward_pass() -> None:
+    tensors = layer_tensors()
+    results = []
+    for layer in (
+        ops.modulated_conv2d_act,
+        torch.compile(ops.modulated_conv2d_act, fullgraph=True, backend="aot_eager"),
+    ):
+        y = layer(**tensors, padding=1)
+        with torch.autocast("cpu", torch.float16):
+            results.append(torch.autograd.grad((y * 2**19).sum(), [*tensors.values()]))
+    for got, want in zip(*results, strict=True):
+        assert got.isfinite().all()
+        assert relative_rms(got, want) < 1e-6

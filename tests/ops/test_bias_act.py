@@ -44,8 +44,9 @@ def test_far_from_zero(act: str, backend: str) -> None:
         x.requires_grad_()
         with ops.use_backend(backend):
             y = ops.bias_act(x, act=act)
-            (dx,) = torch.autograd.grad(y.sum(), x, create_graph=True)
-            second = torch.autograd.grad(dx.sum(), x)[0]
+            dy = torch.ones_like(y).requires_grad_()
+            (dx,) = torch.autograd.grad(y, x, dy, create_graph=True)
+            (second,) = torch.autograd.grad(dx.sum(), x, materialize_grads=True)
         wanted = textbook.bias_act(want, act=act)
         (wanted_dx,) = torch.autograd.grad(wanted.sum(), want)
         rtol = 1e-5 if dtype == torch.float32 else 1e-12
@@ -171,6 +172,57 @@ def test_refuses(arguments: dict[str, Any], error: type[Exception], message: str
         ops.bias_act(**{"x": X, **arguments})
 
 
+B = torch.zeros(2)
+SWISH = ("swish", 0.0, 1.0, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("dy", "b", "dim", "error", "message"),
+    [
+        (X[:, :, :1, :1], B, 1, ValueError, r"dy must be \[1, 2, 3, 3\], got \[1, 2, 1, 1\]"),
+        (X[0], None, 1, ValueError, r"dy must be \[1, 2, 3, 3\], got \[2, 3, 3\]"),
+        (X.int(), None, 1, TypeError, "dy must be float16"),
+        (X.to("meta"), None, 1, ValueError, "dy is on meta but x on cpu"),
+        (X, torch.zeros(3), 1, ValueError, r"b must be \[2\] for dimension 1 of x, got \[3\]"),
+        (X, B, 4, ValueError, r"dim 4 is not one of x \[1, 2, 3, 3\]"),
+    ],
+)
+def test_the_gradients_refuse(
+    dy: Tensor, b: Tensor | None, dim: int, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=f"bias_act_backward: {message}"):
+        ops.bias_act_backward(dy, X, b, dim, *SWISH)
+    with pytest.raises(error, match=f"bias_act_double_backward: {message}"):
+        ops.bias_act_double_backward(X, None, dy, X, b, dim, *SWISH)
+
+
+@pytest.mark.parametrize(
+    ("ddx", "ddb", "b", "message"),
+    [
+        (X[:, :1], None, None, r"ddx must be \[1, 2, 3, 3\], got \[1, 1, 3, 3\]"),
+        (None, B, None, "ddb is given but b is not"),
+        (X, torch.zeros(1), B, r"ddb must be \[2\], got \[1\]"),
+    ],
+)
+def test_the_second_gradient_refuses(
+    ddx: Tensor | None, ddb: Tensor | None, b: Tensor | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"bias_act_double_backward: {message}"):
+        ops.bias_act_double_backward(ddx, ddb, X, X, b, 1, *SWISH)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_count_dimensions_from_either_end(backend: str) -> None:
+    x, b = torch.randn(2, 3), torch.randn(3)
+    with ops.use_backend(backend):
+        for dim in (1, -1):
+            dx, db = ops.bias_act_backward(x, x, b, dim, *SWISH)
+            ddy, d2x, d2b = ops.bias_act_double_backward(x, b, x, x, b, dim, *SWISH)
+            assert dx.shape == ddy.shape == d2x.shape == x.shape
+            torch.testing.assert_close(db, dx.sum(0))
+            torch.testing.assert_close(d2b, d2x.sum(0))
+
+
 def kept(call: Callable[[], Tensor]) -> tuple[Tensor, set[int]]:
     """The result, and where what autograd keeps for it starts in memory."""
     places = set()
@@ -184,27 +236,42 @@ def kept(call: Callable[[], Tensor]) -> tuple[Tensor, set[int]]:
 
 
 @pytest.mark.parametrize(
-    ("options", "keeps_result"),
+    ("options", "keeps"),
     [
-        ({"act": "lrelu"}, True),
-        ({"act": "relu"}, True),
-        ({"act": "linear", "gain": 0.5}, True),
-        ({"act": "lrelu", "clamp": 1.0}, False),
-        ({"act": "lrelu", "gain": -1.0}, False),
-        ({"act": "lrelu", "alpha": -0.1}, False),
-        ({"act": "tanh"}, False),
+        ({"act": "lrelu"}, "y"),
+        ({"act": "relu"}, "y"),
+        ({"act": "lrelu", "clamp": 1.0}, "x"),
+        ({"act": "lrelu", "gain": -1.0}, "x"),
+        ({"act": "lrelu", "alpha": -0.1}, "x"),
+        ({"act": "tanh"}, "x"),
+        ({"act": "linear", "clamp": 1.0}, "x"),
+        ({"act": "linear", "gain": 0.5}, None),
+        ({"act": "linear", "gain": -1.0}, None),
     ],
 )
-def test_the_result_is_kept_where_its_sign_is_enough(
-    options: dict[str, Any], keeps_result: bool
-) -> None:
+def test_the_least_is_kept_that_tells_the_slope(options: dict[str, Any], keeps: str | None) -> None:
     x, b = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(3, requires_grad=True)
     y, places = kept(lambda: ops.bias_act(x, b, **options))
-    assert (y.data_ptr() in places, x.data_ptr() in places) == (keeps_result, not keeps_result)
+    assert [t.data_ptr() in places for t in (x, y)] == [keeps == "x", keeps == "y"]
     want = textbook.bias_act(x, b, **options)
     dy = torch.randn_like(y)
     for g, w in zip(*(torch.autograd.grad(z, (x, b), dy) for z in (y, want)), strict=True):
         torch.testing.assert_close(g, w)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_linear_result_may_be_changed_in_place(backend: str) -> None:
+    x = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
+    b, dy = torch.randn(3, requires_grad=True), torch.randn(2, 3, 4, 4, requires_grad=True)
+    with ops.use_backend(backend):
+        y = ops.bias_act(x, b, gain=0.5)
+        y += 1
+        dx, db = torch.autograd.grad(y, (x, b), dy, create_graph=True)
+        (ddy,) = torch.autograd.grad((dx * x.detach()).sum() + db.sum(), dy)
+    assert dx.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(dx, dy * 0.5)
+    torch.testing.assert_close(db, dy.sum([0, 2, 3]) * 0.5)
+    torch.testing.assert_close(ddy, (x + 1) * 0.5)
 
 
 def test_no_bias_gradient_is_summed_that_nobody_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:

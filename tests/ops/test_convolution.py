@@ -1,5 +1,6 @@
 """conv2d_resample against its definition, derivatives to the third order, no_weight_grad, bad arguments."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gpseg import ops
+from gpseg.ops.convolution import weight_grad
 from gpseg.selftest import textbook
 from gpseg.selftest.comparison import relative_rms
 from gpseg.selftest.problems import BINOMIAL, UNEVEN
@@ -164,6 +166,42 @@ def test_no_weight_grad_ends_with_an_exception() -> None:
     with pytest.raises(KeyError), ops.no_weight_grad():
         raise KeyError
     assert torch.autograd.grad(ops.conv2d_resample(x, w).sum(), w)[0].any()
+
+
+def test_no_weight_grad_ends_with_the_last_of_several() -> None:
+    """Those of several threads need not be nested."""
+    first, second = ops.no_weight_grad(), ops.no_weight_grad()
+    x, w = torch.randn(1, 1, 3, 3), torch.randn(1, 1, 3, 3, requires_grad=True)
+
+    def gradient() -> Tensor | None:
+        return torch.autograd.grad(ops.conv2d_resample(x, w).sum(), w, allow_unused=True)[0]
+
+    with first:
+        second.__enter__()
+        assert gradient() is None
+    assert gradient() is None
+    second.__exit__(None, None, None)
+    assert gradient() is not None
+
+
+def test_what_a_second_derivative_turns_on_is_on_in_its_thread_alone() -> None:
+    x, w = torch.randn(1, 1, 3, 3), torch.randn(1, 1, 3, 3, requires_grad=True)
+
+    def gradient() -> Tensor | None:
+        return torch.autograd.grad(ops.conv2d_resample(x, w).sum(), w, allow_unused=True)[0]
+
+    with ops.no_weight_grad(), ThreadPoolExecutor(1) as other, weight_grad():
+        assert gradient() is not None
+        assert other.submit(gradient).result() is None
+
+
+@pytest.mark.parametrize("options", [{}, {"up": 2}, {"down": 2}])
+def test_tensors_without_memory(options: dict[str, int]) -> None:
+    x, w = torch.randn(1, 4, 6, 6), torch.randn(2, 4, 3, 3)
+    f = ops.setup_filter(BINOMIAL)
+    want = ops.conv2d_resample(x, w, f, padding=1, **options)
+    y = ops.conv2d_resample(x.to("meta"), w.to("meta"), f.to("meta"), padding=1, **options)
+    assert (y.shape, y.device.type) == (want.shape, "meta")
 
 
 X, W = torch.zeros(1, 4, 6, 6), torch.zeros(2, 4, 3, 3)

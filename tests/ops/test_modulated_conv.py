@@ -297,6 +297,13 @@ def test_without_activation_is_modulated_conv2d(backend: str) -> None:
         assert torch.equal(plain, call(x, weight, styles, None, noise))
 
 
+def test_tensors_without_memory() -> None:
+    _, leaves = layer("lrelu", "map")
+    x, weight, styles, bias, noise = (None if t is None else t.to("meta") for t in leaves)
+    y = ops.modulated_conv2d_act(x, weight, styles, bias, noise=noise, padding=1)
+    assert (y.shape, y.device.type) == ((2, 3, 4, 4), "meta")
+
+
 X, W, S = torch.zeros(2, 4, 6, 6), torch.zeros(3, 4, 3, 3), torch.zeros(2, 4)
 
 
@@ -329,3 +336,53 @@ X, W, S = torch.zeros(2, 4, 6, 6), torch.zeros(3, 4, 3, 3), torch.zeros(2, 4)
 def test_refuses(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ops.modulated_conv2d_act(**{"x": X, "weight": W, "styles": S, **arguments})
+
+
+LAYER = (1, 1, [1, 1, 1, 1], True, True, "lrelu", 0.2, 1.0, -1.0)
+AFFINE = (1, 1, [1, 1, 1, 1], False, True, "linear", 0.0, 1.0, -1.0)
+Y = torch.zeros(2, 3, 6, 6)
+GRADIENT = {
+    "dy": Y,
+    "x": X,
+    "weight": W,
+    "styles": S,
+    "bias": None,
+    "noise": None,
+    "f": None,
+    "c": Y,
+}
+
+
+def gradient(layer: tuple[Any, ...], **tensors: Any) -> tuple[Tensor, ...]:
+    return ops.modulated_conv2d_act_backward(*{**GRADIENT, **tensors}.values(), True, True, *layer)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "error", "message"),
+    [
+        ({"dy": Y[:, :, :1, :1]}, ValueError, r"dy must be \[2, 3, 6, 6\], got \[2, 3, 1, 1\]"),
+        ({"dy": Y[0]}, ValueError, r"dy must be \[2, 3, 6, 6\], got \[3, 6, 6\]"),
+        ({"dy": Y.to("meta")}, ValueError, "dy is on meta but x on cpu"),
+        ({"dy": Y.int()}, TypeError, "dy must be float16"),
+        ({"c": Y[:1]}, ValueError, r"c must be \[2, 3, 6, 6\], got \[1, 3, 6, 6\]"),
+        ({"c": torch.empty(0)}, ValueError, r"c must be \[2, 3, 6, 6\], got \[0\]"),
+        ({"x": X[0]}, ValueError, "x must be"),
+        ({"weight": W[:, :3]}, ValueError, r"a weight \[3, 3, 3, 3\].*does not fit x"),
+        ({"weight": W.half()}, TypeError, "weight is torch.float16 but x is torch.float32"),
+        ({"styles": S[:1]}, ValueError, r"styles must be \[2, 4\], got \[1, 4\]"),
+        ({"bias": torch.zeros(4)}, ValueError, r"bias must be \[3\], got \[4\]"),
+        ({"noise": torch.zeros(4, 4)}, ValueError, r"noise must be \[2, 1, 6, 6\] or \[6, 6\]"),
+        ({"f": torch.ones(1, 1, 1)}, ValueError, "the filter must be"),
+    ],
+)
+def test_the_gradient_refuses(
+    tensors: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=f"modulated_conv2d_act_backward: {message}"):
+        gradient(LAYER, **tensors)
+
+
+def test_an_affine_layers_gradient_needs_no_convolution() -> None:
+    dx, dweight, dstyles, dbias, dnoise = gradient(AFFINE, c=torch.empty(0))
+    assert (dx.shape, dweight.shape, dstyles.shape) == (X.shape, W.shape, S.shape)
+    assert dbias.numel() == dnoise.numel() == 0

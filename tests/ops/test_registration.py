@@ -1,4 +1,4 @@
-"""The contract of every registered op: opcheck, torch.compile."""
+"""The contract of every registered op: opcheck, forward mode, torch.compile."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from comparison import BACKENDS, LAYOUTS
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from gpseg import ops
 from gpseg.models.stylegan2 import SynthesisBlock
@@ -104,6 +105,70 @@ def test_fake_kernels_match_the_real_strides(name: str, layout: str, backend: st
                 k.dtype,
                 k.device,
             )
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("name", samples("nchw"))
+def test_forward_mode_is_refused(name: str, requires_grad: bool) -> None:
+    """A tangent at any tensor, which would be lost."""
+    op = getattr(torch.ops.gpseg, name).default
+    arguments = [
+        a.detach().requires_grad_(requires_grad) if isinstance(a, Tensor) else a
+        for a in samples("nchw")[name][0]
+    ]
+    refused = f"gpseg.{name} has no forward-mode derivative; use reverse mode"
+    for i, a in enumerate(arguments):
+        if isinstance(a, Tensor):
+            with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=refused):
+                op(*arguments[:i], forward_ad.make_dual(a, a.detach()), *arguments[i + 1 :])
+    with forward_ad.dual_level():
+        op(*arguments)
+
+
+def activated(x: Tensor) -> Tensor:
+    return ops.bias_act(x, act="tanh")
+
+
+def test_forward_mode_of_torch_func_is_refused() -> None:
+    x = torch.randn(2, 3, 4)
+    refused = pytest.raises(NotImplementedError, match="use reverse mode")
+    with refused:
+        torch.func.jvp(activated, (x,), (x,))
+    with refused:
+        torch.func.jacfwd(activated)(x)
+    with refused:
+        torch.func.jvp(torch.vmap(activated), (x,), (x,))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vmap() -> None:
+    x, w = torch.randn(3, 2, 4, 5, 5), torch.randn(4, 4, 3, 3)
+    torch.testing.assert_close(torch.vmap(activated)(x), activated(x))
+    y = torch.vmap(lambda x: ops.conv2d_resample(x, w, padding=1))(x)
+    torch.testing.assert_close(y, torch.stack([ops.conv2d_resample(i, w, padding=1) for i in x]))
+
+
+class OwnJvp(torch.autograd.Function):
+    """An op whose user says what its forward-mode derivative is."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return activated(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return tangent * (1 - y * y)
+
+
+def test_forward_mode_goes_by_a_function_of_ones_own() -> None:
+    x = torch.randn(2, 3)
+    got = torch.func.jvp(OwnJvp.apply, (x,), (x,))
+    torch.testing.assert_close(got, torch.func.jvp(torch.tanh, (x,), (x,)))
 
 
 FILTER = ops.setup_filter(BINOMIAL)
