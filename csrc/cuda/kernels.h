@@ -47,6 +47,9 @@ struct FusedConv {
 // What `fused_conv` needs of channels: 16-byte accesses.
 constexpr int64_t kChannelMultiple = 8;
 
+// And of styles: a block keeps a sample's in shared memory.
+constexpr int64_t kMostStyles = 8192;
+
 void bias_act(const EpilogueForward& p, const Queue& queue);
 void bias_act_backward(const EpilogueBackward& p, const Queue& queue);
 void bias_act_double_backward(const EpilogueDoubleBackward& p, const Queue& queue);

@@ -22,6 +22,21 @@ inline cudaStream_t stream_of(const Queue& queue) {
   return static_cast<cudaStream_t>(queue.stream);
 }
 
+// Lends a kernel so much dynamic shared memory; beyond 48 KiB it must ask. Always the same for one
+// kernel, whatever it is launched with, so that no thread takes back what another needs.
+template <class Kernel>
+void lend_shared(Kernel* kernel, const char* name, int bytes) {
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error == cudaSuccess) {
+    return;
+  }
+  cudaGetLastError();  // forgets it: the next launch is not to be blamed
+  throw std::runtime_error("gpseg: kernel " + std::string(name) + " may not have " +
+                           std::to_string(bytes) +
+                           " bytes of shared memory: " + cudaGetErrorString(error));
+}
+
 // To be called right after a launch. `shape` is what the user would know the problem by.
 inline void check_launch(const char* kernel, const std::string& shape, dim3 grid, dim3 block,
                          size_t shared_bytes) {

@@ -22,6 +22,7 @@ void check(const FusedConv& p) {
   require(p.dtype == DType::float16 || p.dtype == DType::bfloat16, "float16 or bfloat16");
   require(p.in_c % kChannelMultiple == 0 && p.out_c % kChannelMultiple == 0,
           "channels in multiples of 8");
+  require(p.style == nullptr || p.in_c <= kMostStyles, "styles of up to 8192 channels");
   require(p.kernel_h >= 1 && p.kernel_w >= 1 && p.kernel_h <= 3 && p.kernel_w <= 3,
           "convolution kernels up to 3x3");
   require(p.stride == 1 || p.stride == 2, "stride 1 or 2");
@@ -120,12 +121,12 @@ int device_attribute(cudaDeviceAttr attribute) {
 template <class T, int tile_m, int tile_n, bool scaled>
 void launch(const ConvView<T>& view, const FusedConv& p, const Tiling& tiling,
             cudaStream_t stream) {
-  // Beyond 48 KiB a kernel must ask; always for all there is, so that no thread takes back what
-  // another needs.
   constexpr int static_bytes = (tile_m + 2 * tile_n) * 4;
+  static_assert(gemm_shared_bytes(tile_m, tile_n, kMostStyles) + static_bytes <= 99 << 10,
+                "every GPU since sm_80 lends a block 99 KiB, some no more");
   const int most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  cudaFuncSetAttribute(fused_conv_kernel<T, tile_m, tile_n, scaled>,
-                       cudaFuncAttributeMaxDynamicSharedMemorySize, most - static_bytes);
+  lend_shared(fused_conv_kernel<T, tile_m, tile_n, scaled>, "fused_conv_kernel",
+              most - static_bytes);
   const dim3 grid(static_cast<unsigned>(tiling.blocks));
   const size_t bytes = shared_bytes(p, tiling);
   fused_conv_kernel<T, tile_m, tile_n, scaled><<<grid, kGemmThreads, bytes, stream>>>(view);

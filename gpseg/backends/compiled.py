@@ -19,6 +19,7 @@ from gpseg.backends.layout import (
 from gpseg.backends.resampling import Convolution, Padding, filter_taps, filtered_size
 
 _CHANNEL_MULTIPLE = 8
+_MOST_STYLES = 8192
 _ALIGNMENT = 16
 """csrc/cuda/kernels.h: what the tensor-core kernel needs of channels, and of where tensors start, in bytes."""
 
@@ -215,7 +216,10 @@ class CompiledBackend:
     conv2d_weight_grad = staticmethod(convolution.conv2d_weight_grad)
 
     def fuses(self, x: Tensor, w: Tensor, conv: Convolution, direction: str) -> bool:
-        """Whether there is a fused kernel: channels_last half types, channels in eights, at most 3×3; not for weights."""
+        """Whether there is a fused kernel: channels_last half types, channels in eights, at most 3×3; not for weights.
+
+        One that scales x keeps the styles in shared memory, which bounds their channels.
+        """
         return (
             self._on_gpu
             and direction != "weight_grad"
@@ -223,6 +227,7 @@ class CompiledBackend:
             and memory_format_of(x) == torch.channels_last
             and x.data_ptr() % _ALIGNMENT == 0
             and w.shape[0] % _CHANNEL_MULTIPLE == w.shape[1] % _CHANNEL_MULTIPLE == 0
+            and (direction != "forward" or x.shape[1] <= _MOST_STYLES)
             and max(w.shape[2:]) <= 3
             and conv.stride <= 2
             and (x.device.type != "cuda" or torch.cuda.get_device_capability(x.device) >= (8, 0))
@@ -253,7 +258,7 @@ class CompiledBackend:
         c = self._empty(x, y.shape) if keep else None
         self._kernels.fused_conv.default(
             in_layout_of(x, x),
-            convolution.outputs_first(w, conv.transposed),
+            _aligned(convolution.outputs_first(w, conv.transposed)),
             for_sums(s, x),
             conv.stride,
             conv.padding,
@@ -273,7 +278,7 @@ class CompiledBackend:
         dx, ds = self._empty(x, x.shape), _sums_for(s, x)
         self._kernels.fused_conv.default(
             in_layout_of(dc, x),
-            convolution.outputs_first(w, not conv.transposed),
+            _aligned(convolution.outputs_first(w, not conv.transposed)),
             None,
             conv.stride,
             conv.padding,
@@ -309,6 +314,11 @@ def flat(epilogue: Epilogue, x: Tensor) -> tuple[Any, ...]:
     """An epilogue as arguments of a kernel on x."""
     d, noise, b, *activation = epilogue
     return for_sums(d, x), for_sums(noise, x), for_sums(b, x), *activation
+
+
+def _aligned(t: Tensor) -> Tensor:
+    """t, copied if it starts where the tensor-core kernel can't read it, as a view into a larger tensor may."""
+    return t if t.data_ptr() % _ALIGNMENT == 0 else t.clone()
 
 
 def _sums_for(t: Tensor | None, x: Tensor) -> Tensor | None:

@@ -268,6 +268,39 @@ def test_upfirdn2d_demod_act(
                 assert_close(g, wanted, dtype)
 
 
+TALL = [
+    ("4x4", 2, (1, 1, 130, 64), False),
+    ("4x4", 2, (1, 1, 130, 32), False),
+    ("4x4", 2, (1, 1, 514, 2), False),
+    ("4x4", 1, (1, 1, 513, 8), False),
+    ("12", 2, (1, 1, 514, 16), False),
+    ("4x4", 2, (1, 24, 130, 4), True),
+    ("4x4", 1, (1, 24, 129, 2), True),
+]
+
+
+@DTYPES
+@pytest.mark.parametrize(("taps", "down", "size", "channels_last"), TALL)
+def test_upfirdn2d_of_tall_images(
+    kernels: Kernels,
+    dtype: torch.dtype,
+    taps: str,
+    down: int,
+    size: tuple[int, ...],
+    channels_last: bool,
+) -> None:
+    """Narrow tiles, tall enough that all the threads a block may have would overfill its shared memory."""
+    f = TAPS[taps]
+    assert f is not None
+    f = f.to(kernels.device)
+    margin = f.shape[-1] - down  # so that sizes are divided by down
+    padding = ((margin + 1) // 2, margin // 2) * 2
+    x = kernels.draw(*size, dtype=dtype, last=channels_last)
+    arguments = ((1, 1), (down, down), padding, False, 1.0)
+    y = kernels.backend.upfirdn2d(x, f, *arguments)
+    assert_close(y, reference.upfirdn2d(x.double(), f.double(), *arguments), dtype)
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_upfirdn2d_of_any_geometry(data: st.DataObject) -> None:
@@ -377,6 +410,44 @@ class TestFusedConv:
                 assert_close(g, wanted, dtype)
 
 
+@HALVES
+@pytest.mark.parametrize("k", [1, 3])
+def test_fused_conv_of_a_weight_that_starts_anywhere(
+    kernels: Kernels, dtype: torch.dtype, k: int
+) -> None:
+    """As a view of a flat buffer of all parameters may."""
+    x = kernels.draw(1, 16, 4, 6, dtype=dtype, last=True)
+    s = kernels.draw(1, 16).float()
+    aligned = kernels.draw(16, 16, k, k, dtype=dtype, last=True)
+    flat = kernels.draw(aligned.numel() + 1, dtype=dtype)
+    w = flat.as_strided(aligned.shape, aligned.stride(), 1).copy_(aligned)
+    conv = Convolution(1, (k // 2, k // 2))
+    for direction in (
+        lambda w: kernels.backend.fused_conv(x, w, conv, x.shape, s, Epilogue(), False)[0],
+        lambda w: kernels.backend.fused_conv_input_grad(x, w, conv, x, s)[0],
+    ):
+        assert torch.equal(direction(w), direction(aligned))
+
+
+def test_fused_conv_of_as_many_channels_as_fit(kernels: Kernels) -> None:
+    """A block keeps the styles of a sample in shared memory."""
+    x = kernels.draw(1, 8192, 2, 2, dtype=torch.float16, last=True)
+    w = kernels.draw(8, 8192, 1, 1).div(8192**0.5).half()
+    s = kernels.draw(1, 8192).float()
+    conv, size = Convolution(), (1, 8, 2, 2)
+    assert kernels.backend.fuses(x, w, conv, "forward")
+    y, _ = kernels.backend.fused_conv(x, w, conv, size, s, Epilogue(), False)
+    u = (x.float() * s[:, :, None, None]).half()
+    want = conv2d(u.double(), w.double(), [1, 1], [0, 0], False, [0, 0], 1)
+    assert_close(y, want, torch.float16)
+    more, w = (torch.cat([t, t[:, :8]], 1) for t in (x, w))
+    assert not kernels.backend.fuses(more, w, conv, "forward")
+    assert kernels.backend.fuses(more, w, conv, "input_grad")  # which reads no styles
+    with pytest.raises(RuntimeError, match="styles of up to 8192 channels"):
+        s = torch.ones(1, 8200, device=x.device)
+        kernels.backend.fused_conv(more, w, conv, size, s, Epilogue(), False)
+
+
 def test_fused_conv_of_no_pixels(kernels: Kernels) -> None:
     x = kernels.draw(2, 8, 0, 4, dtype=torch.float16, last=True)
     w = kernels.draw(8, 8, 3, 3, dtype=torch.float16)
@@ -447,7 +518,7 @@ class TestEmulated:
         """Kernel, shape and configuration, for each launcher."""
         kernels = Kernels("simt", backends.get("simt"), "cpu")
         results = _everything(kernels, torch.float16, last=True)
-        monkeypatch.setenv("SIMT_REFUSE", "1")
+        monkeypatch.setenv("SIMT_REFUSE", "launch")
         with pytest.raises(
             RuntimeError,
             match=r"gpseg: kernel demod_act_kernel on float16 \[1, 24, 720\] channels_last did not launch with"
@@ -464,6 +535,20 @@ class TestEmulated:
             RuntimeError, match=r"kernel bias_act_double_backward_kernel on float16"
         ):
             kernels.backend.bias_act_double_backward(x, None, x, x, None, 1, "lrelu", 0.2, 1.0, -1)
+
+    def test_shared_memory_that_is_refused_is_no_failed_launch(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        kernels = Kernels("simt", backends.get("simt"), "cpu")
+        monkeypatch.setenv("SIMT_REFUSE", "shared")
+        x = kernels.draw(1, 8, 4, 4, dtype=torch.float16, last=True)
+        w, conv = kernels.draw(8, 8, 1, 1, dtype=torch.float16), Convolution()
+        told = r"gpseg: kernel {} may not have \d+ bytes of shared memory: invalid argument"
+        with pytest.raises(RuntimeError, match=told.format("fused_conv_kernel")):
+            kernels.backend.fused_conv_input_grad(x, w, conv, x, torch.ones(1, 8))
+        with pytest.raises(RuntimeError, match=told.format("upfirdn2d_kernel")):
+            kernels.backend.upfirdn2d(x, TAPS["4x4"], (1, 1), (1, 1), (0,) * 4, False, 1.0)
+        kernels.backend.bias_act(x, None, 1, "lrelu", 0.2, 1.0, -1.0)  # isn't blamed for it
 
     @LAYOUTS
     def test_more_than_two_to_the_31_elements(

@@ -178,7 +178,11 @@ template <class T>
 __global__ void __launch_bounds__(128) gemm(const T* __restrict__ a, const T* __restrict__ b,
                                             float* __restrict__ c, int m, int n, int k) {
   __shared__ alignas(16) T tile_a[2][kRows][kDepth + kPad];
+#if defined(FAULT_UNALIGNED)
+  __shared__ T tile_b[2][kDepth][kColumns + kPad];
+#else
   __shared__ alignas(16) T tile_b[2][kDepth][kColumns + kPad];
+#endif
   const int thread = threadIdx.x;
   const int lane = thread % 32;
   const int warp_row = thread / 32 % 2 * 32;
@@ -199,7 +203,7 @@ __global__ void __launch_bounds__(128) gemm(const T* __restrict__ a, const T* __
       const int column = i % (kColumns / 8) * 8;
       const bool valid = depth + row < k && left + column < n;
       const T* from = b + static_cast<int64_t>(depth + row) * n + left + column;
-      cp_async16(&tile_b[stage][row][column], from, valid);
+      cp_async16(&tile_b[stage][row][column], from, valid);  // fault: UNALIGNED
     }
     cp_async_commit();
   };

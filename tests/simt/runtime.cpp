@@ -65,6 +65,7 @@ constexpr size_t kStackBytes = 128 << 10;
 constexpr size_t kGuardBytes = 4 << 10;
 constexpr size_t kSharedWithoutOptIn = 48 << 10;
 constexpr size_t kMostShared = 227 << 10;
+constexpr size_t kSharedAlignment = 128;  // of dynamic shared memory; arrays have their own
 constexpr int kGroupsPerWarp = 4;
 constexpr int kProcessors = 132;
 // Behind each shared array. None for AddressSanitizer, which guards the end itself; elsewhere an
@@ -125,6 +126,7 @@ struct Warp {
 
 struct SharedArray {
   const void* key;
+  void* allocated;
   void* memory;
   size_t bytes;
 };
@@ -149,7 +151,8 @@ class Scheduler {
   // Waits for the lanes of `mask`; the last to arrive calls `combine`.
   Group::Exchange& meet(uint32_t mask, const char* name, const void* passed, size_t bytes, Where at,
                         void (*combine)(Group::Exchange&) = nullptr, bool orders_memory = false);
-  void* shared_memory(const void* key, size_t bytes, int element_bytes, const char* name);
+  void* shared_memory(const void* key, size_t bytes, size_t alignment, int element_bytes,
+                      const char* name);
   size_t dynamic_shared_bytes() const { return configuration_->shared_bytes; }
 
  private:
@@ -500,7 +503,7 @@ void Scheduler::launch(const Configuration& configuration, void (*thread)(void*)
   }
   check::end_launch();
   for (const SharedArray& array : shared_) {
-    std::free(array.memory);
+    std::free(array.allocated);
   }
   shared_.clear();
   static_shared_bytes_ = 0;
@@ -509,7 +512,8 @@ void Scheduler::launch(const Configuration& configuration, void (*thread)(void*)
   }
 }
 
-void* Scheduler::shared_memory(const void* key, size_t bytes, int element_bytes, const char* name) {
+void* Scheduler::shared_memory(const void* key, size_t bytes, size_t alignment, int element_bytes,
+                               const char* name) {
   for (const SharedArray& array : shared_) {
     if (array.key == key) {
       return array.memory;
@@ -518,13 +522,16 @@ void* Scheduler::shared_memory(const void* key, size_t bytes, int element_bytes,
   if (key != nullptr && (static_shared_bytes_ += bytes) > kSharedWithoutOptIn) {
     fail(std::string("more than 48 KiB of static shared memory with ") + name, configuration_->at);
   }
-  void* memory = nullptr;
-  if (posix_memalign(&memory, 128, std::max<size_t>(bytes, 1) + kSlackBytes) != 0) {
+  void* allocated = nullptr;
+  if (posix_memalign(&allocated, kSharedAlignment,
+                     alignment + std::max<size_t>(bytes, 1) + kSlackBytes) != 0) {
     fail("no memory for a shared array", configuration_->at);
   }
+  // aligned no better than was asked for, so that a vector access that needs more is found
+  void* const memory = static_cast<char*>(allocated) + alignment;
   std::memset(memory, 0xff, bytes);
   check::add_shared(memory, bytes, element_bytes, name);
-  shared_.push_back({key, memory, bytes});
+  shared_.push_back({key, allocated, memory, bytes});
   return memory;
 }
 
@@ -692,13 +699,14 @@ std::map<const void*, size_t>& opted_in() {
 void fail(const char* what, Where at) { scheduler.fail(what, at); }
 void abandon(const char* why) { scheduler.abandon(std::string("simt: ") + why + "\n"); }
 
-void* shared_memory(const void* key, size_t bytes, int element_bytes, const char* name) {
-  return scheduler.shared_memory(key, bytes, element_bytes, name);
+void* shared_memory(const void* key, size_t bytes, size_t alignment, int element_bytes,
+                    const char* name) {
+  return scheduler.shared_memory(key, bytes, alignment, element_bytes, name);
 }
 
 void* dynamic_shared_memory(int element_bytes, const char* name) {
   // whatever it is declared as, a kernel cuts it up: into nothing smaller than halves
-  return scheduler.shared_memory(nullptr, scheduler.dynamic_shared_bytes(),
+  return scheduler.shared_memory(nullptr, scheduler.dynamic_shared_bytes(), kSharedAlignment,
                                  std::min(element_bytes, 2), name);
 }
 
@@ -802,12 +810,17 @@ void cp_async_wait(int pending) {
   }
 }
 
-// What a launch that is refused leaves for cudaGetLastError.
+// What a call that is refused leaves for cudaGetLastError.
 thread_local cudaError_t last_error = cudaSuccess;
+
+bool is_to_be_refused(std::string_view call) {
+  const char* const refused = std::getenv("SIMT_REFUSE");
+  return refused != nullptr && refused == call;
+}
 
 void launch(const Configuration& configuration, const void* kernel, void (*thread)(void*),
             void* context) {
-  if (std::getenv("SIMT_REFUSE") != nullptr) {
+  if (is_to_be_refused("launch")) {
     last_error = cudaErrorInvalidConfiguration;
     return;
   }
@@ -884,8 +897,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) {
-    if (value < 0 || static_cast<size_t>(value) > simt::kMostShared) {
-      return cudaErrorInvalidValue;
+    if (value < 0 || static_cast<size_t>(value) > simt::kMostShared ||
+        simt::is_to_be_refused("shared")) {
+      return simt::last_error = cudaErrorInvalidValue;
     }
     simt::opted_in()[kernel] = static_cast<size_t>(value);
   }

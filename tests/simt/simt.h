@@ -50,13 +50,14 @@ using Where = std::source_location;
 
 // Memory of a `__shared__` array, told apart by the address `key`; new and full of NaN in each
 // block.
-void* shared_memory(const void* key, size_t bytes, int element_bytes, const char* name);
+void* shared_memory(const void* key, size_t bytes, size_t alignment, int element_bytes,
+                    const char* name);
 void* dynamic_shared_memory(int element_bytes, const char* name);
 
-template <class Array>
+template <class Array, size_t alignment = alignof(Array)>
 Array& shared(const void* key, const char* name) {
   using Element = std::remove_all_extents_t<Array>;
-  return *static_cast<Array*>(shared_memory(key, sizeof(Array), sizeof(Element), name));
+  return *static_cast<Array*>(shared_memory(key, sizeof(Array), alignment, sizeof(Element), name));
 }
 
 template <class Element>

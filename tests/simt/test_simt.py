@@ -195,6 +195,7 @@ PLANTED = {
     "OUTSIDE": Planted(run_fir, "out-of-bounds read", asan="heap-buffer-overflow"),
     "EARLY_RETURN": Planted(run_fir, "__syncthreads", plain="__syncthreads", asan="__syncthreads"),
     "MISALIGNED": Planted(run_bias_act, "misaligned", plain="misaligned", asan="misaligned"),
+    "UNALIGNED": Planted(run_gemm, "misaligned", plain="misaligned"),
     "UNINITIALISED": Planted(run_bias_act, "read of unwritten memory", plain="wrong"),
     "DYNAMIC_OVERRUN": Planted(run_sum_squares, "out-of-bounds write", asan="heap-buffer-overflow"),
     "UNWRITTEN": Planted(run_sum_squares, "read of unwritten memory", plain="wrong"),

@@ -51,10 +51,12 @@ def test_shifts_and_templates_in_the_configuration() -> None:
 def test_static_arrays() -> None:
     text = converted("__shared__ alignas(16) T tile[2][ROWS][DEPTH + PAD];")
     assert text.startswith(
-        "using simt_tile = T[2][ROWS][DEPTH + PAD]; auto& tile = ::simt::shared<"
+        "using simt_tile = T[2][ROWS][DEPTH + PAD]; auto& tile = ::simt::shared<simt_tile, 16>("
     )
-    assert "using simt_last = bool; auto& last = " in converted("__shared__ bool last;")
-    assert "using simt_t = Vector<T, 4>[8];" in converted(
+    assert "using simt_last = bool; auto& last = ::simt::shared<simt_last>(" in converted(
+        "__shared__ bool last;"
+    )
+    assert "using simt_t = Vector<T, 4>[8]; auto& t = ::simt::shared<simt_t, 16>(" in converted(
         "__shared__ __align__(16) Vector<T, 4> t[8];"
     )
 

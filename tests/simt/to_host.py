@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-ALIGNMENT = r"(?:(?:__align__|alignas)\s*\([^;{}]*?\)\s*)?"
+ALIGNMENT = r"(?:(?:__align__|alignas)\s*\((?P<alignment>[^;{}]*?)\)\s*)?"
 ELEMENT = r"(?P<type>[\w:<>,\s]+?)\s*\b(?P<name>\w+)\s*"
 DYNAMIC = re.compile(rf"\bextern\s+__shared__\s+{ALIGNMENT}{ELEMENT}\[\s*\]\s*;")
 STATIC = re.compile(rf"\b__shared__\s+{ALIGNMENT}{ELEMENT}(?P<extents>(?:\[[^\]]*\]\s*)*);")
@@ -41,11 +41,12 @@ def dynamic_array(match: re.Match[str]) -> str:
 
 def static_array(match: re.Match[str]) -> str:
     element, name, extents = match["type"], match["name"], match["extents"]
+    arguments = f"simt_{name}, {match['alignment']}" if match["alignment"] else f"simt_{name}"
     # the lambda's variable is another one in each instance of a template, as the array is
     key = "[]() -> const void* { static char key; return &key; }()"
     text = (
         f"using simt_{name} = {element}{extents};"
-        f' auto& {name} = ::simt::shared<simt_{name}>({key}, "{name}");'
+        f' auto& {name} = ::simt::shared<{arguments}>({key}, "{name}");'
     )
     return same_lines(text, match[0])
 

@@ -378,8 +378,8 @@ __global__ void __launch_bounds__(kGemmThreads, resident_blocks(tile_m, tile_n))
   using Operands = Fragments<T, warp_m, warp_n>;
   extern __shared__ uint4 dynamic[];
   __shared__ int pixel[tile_m];
-  __shared__ float scale[tile_n];
-  __shared__ float bias[tile_n];
+  __shared__ __align__(16) float scale[tile_n];  // read as float4
+  __shared__ __align__(16) float bias[tile_n];
   Tile* const stages = reinterpret_cast<Tile*>(dynamic);
   constexpr int64_t style_from = gemm_shared_bytes(tile_m, tile_n, 0) / sizeof(float);
   float* const style = reinterpret_cast<float*>(dynamic) + style_from;

@@ -99,7 +99,7 @@ void plan_memory(const FirProblem<typename Shape::Element>& p, TilePlan& plan) {
 }
 
 // A tile wide enough that its margins, which its neighbours load too, are a small part of it; for
-// small images, several channels or planes to a block.
+// small images, several channels or planes to a block; for tall, narrow ones no more rows than fit.
 template <class Shape>
 TilePlan plan_tiles(const FirProblem<typename Shape::Element>& p) {
   constexpr int kLogThreads = 8;
@@ -118,6 +118,10 @@ TilePlan plan_tiles(const FirProblem<typename Shape::Element>& p) {
   t.log_y = std::min(kLogThreads - t.log_lanes - t.log_x, log2_up(ceil_div(p.out_h, Shape::kRows)));
   t.planes = 1;
   plan_memory<Shape>(p, plan);
+  while (plan.shared_bytes > kMostShared && t.log_y > 0) {
+    --t.log_y;
+    plan_memory<Shape>(p, plan);
+  }
   while (2 * plan.threads <= Shape::kThreads) {
     TilePlan larger = plan;
     if (t.log_lanes < log_items) {
@@ -177,8 +181,7 @@ void launch_tiled(const Upfirdn2d& p, const Queue& queue) {
   const TilePlan plan = plan_tiles<Shape>(problem);
   problem.tiling = plan.tiling;
   const auto launch = [&](auto* kernel, const char* name) {
-    // always the same limit: another thread may be setting it for another size
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostShared);
+    lend_shared(kernel, name, kMostShared);
     const dim3 grid(static_cast<unsigned>(plan.blocks)), block(static_cast<unsigned>(plan.threads));
     const size_t bytes = static_cast<size_t>(plan.shared_bytes);
     kernel<<<grid, block, bytes, stream_of(queue)>>>(problem, epilogue_of<T>(p));
