@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from gpseg.errors import InputError
 Color = tuple[int, int, int]
 
 _IGNORE_COLOR: Color = (255, 255, 255)
-_SAVE_INDEXED = "save it as an indexed (palette) PNG whose pixel values are class ids"
+_SAVE_INDEXED = "save it as an indexed (palette) PNG whose pixel values are class ids, or name its colours in a classes.json"
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,11 @@ class Classes:
         Raises:
             InputError: the content is malformed or inconsistent.
         """
+        check_keys(content, ("classes", "ignore_index", "swap"))
         try:
             entries = sorted(content["classes"], key=lambda entry: entry["id"])
+            for entry in entries:
+                check_keys(entry, ("id", "name", "color", "of"))
             parts = tuple(
                 PartClass(
                     id=_integer(entry["id"]),
@@ -148,10 +152,11 @@ class Classes:
             The classes.
 
         Raises:
-            InputError: a mask is unreadable or RGB, or the ids have gaps.
+            InputError: a mask is unreadable or RGB, the ids have gaps, or masks show one colour for different ids.
         """
         used: set[int] = set()
         palette: dict[int, Color] = {}
+        meant: dict[Color, tuple[int, Path]] = {}
         agree = True
         for path in paths:
             ids, colors = _read_indexed(path)
@@ -160,6 +165,14 @@ class Classes:
             for index in present:
                 color = colors[index] if colors is not None else None
                 agree &= color is not None and palette.setdefault(index, color) == color
+            if colors is not None and len({colors[i] for i in present}) == len(present):
+                for index in present:
+                    other, where = meant.setdefault(colors[index], (index, path))
+                    if other != index:
+                        raise InputError(
+                            f"{path} shows id {index} in the colour that id {other} has in {where.name}; ids must mean "
+                            "the same in all masks: correct one, or write a classes.json if they do"
+                        )
         used.discard(255)
         count = max(used, default=0) + 1
         if count < 2:
@@ -371,6 +384,23 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a JSON object {{...}}, not a {type(content).__name__}")
     return content
+
+
+def check_keys(content: dict[str, Any], known: Sequence[str]) -> None:
+    """Refuse keys that look like misspelt ones; others may be notes.
+
+    Args:
+        content: a JSON object.
+        known: the keys that mean something.
+
+    Raises:
+        InputError: there is such a key.
+    """
+    for key in content.keys() - set(known):
+        meant = get_close_matches(key.lower(), known, n=1, cutoff=0.8)
+        meant = meant or [name for name in known if len(key) > 2 and key.lower() in name]
+        if meant:
+            raise InputError(f'"{key}" is not known; "{meant[0]}" is')
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpseg.data.classes import Classes, fit_mask, read_json, write_json
+from gpseg.data.classes import Classes, check_keys, fit_mask, read_json, write_json
 from gpseg.data.images import image_size, read_image, read_square
 from gpseg.data.reading import Reading
 from gpseg.data.sources import image_files
@@ -84,6 +84,10 @@ class Splits:
         """
         path = Path(path)
         content = read_json(path)
+        try:
+            check_keys(content, ("few_shot_draws", "val", "test", "train_pool"))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
         val = _stems(content, "val", path)
         test = _stems(content, "test", path)
         pool = _stems(content, "train_pool", path)

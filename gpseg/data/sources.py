@@ -16,6 +16,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 _PARTS_OF_A_SET = ("unlabelled", "images")
+_MASKS = "masks"
 _ENCRYPTED = 0x1
 _LARGEST_ENTRY = 1 << 30  # bytes; an entry that claims more is no photograph, and it is read whole
 
@@ -111,7 +112,8 @@ def training_images(path: str | Path) -> list[ImageSource]:
 
     Args:
         path: a data set, of which `unlabelled/` and `images/` are taken; any other folder: the images in it or, where
-            it holds folders only, below it; a zip file of either, with images at any depth; or what `images_in` takes.
+            it holds folders only, below it, but for folders called masks; a zip file of either, with images at any depth; or
+            what `images_in` takes.
 
     Returns:
         The images, sorted by folder and name; at least one.
@@ -131,7 +133,7 @@ def training_images(path: str | Path) -> list[ImageSource]:
 def _images_below(folder: Path) -> list[Path]:
     found = []
     for root, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not _is_hidden(name)]
+        folders[:] = [name for name in folders if not _is_hidden(name) and name.lower() != _MASKS]
         found += [Path(root, name) for name in names if _is_image(name)]
     return sorted(found)
 
@@ -150,7 +152,11 @@ def _zipped_images(path: Path) -> list[ZippedImage]:
         for entry in archive.infolist()
         if not entry.is_dir() and _is_image(PurePosixPath(entry.filename).name)
     ]
-    found = [image for image in found if not any(map(_is_hidden, image.path.parts))]
+    found = [
+        image
+        for image in found
+        if not any(_is_hidden(part) or part.lower() == _MASKS for part in image.path.parts[:-1])
+    ]
     if not found:
         raise InputError(f"{path} holds no images ({_kinds()})")
     if any(image.entry.flag_bits & _ENCRYPTED for image in found):
@@ -159,7 +165,7 @@ def _zipped_images(path: Path) -> list[ZippedImage]:
 
 
 def _of_a_set(images: list[ZippedImage]) -> list[ZippedImage]:
-    """Leave the masks of a zipped data set out, whether or not the zip file holds its folder too."""
+    """Of a zipped data set, take what `training_images` does, whether or not the zip file holds its folder too."""
     root = PurePosixPath(os.path.commonpath([image.path.parent for image in images]))
     parts = [root / name for name in _PARTS_OF_A_SET]
     return [image for part in parts for image in images if part in image.path.parents] or images

@@ -155,6 +155,12 @@ def _jobs(config: PredictConfig) -> list[_Job]:
         for output in job.outputs:
             if _real(output) in sources:
                 raise InputError(f"{output} is one of the images; give another folder with --out")
+    if any(_real(config.out) == _real(image.parent) for image in images):
+        raise InputError(
+            f"{config.out} holds images to predict, and masks there would pass for images; give another --out"
+        )
+    if config.out.name == "masks" and (config.out.parent / "images").is_dir():
+        raise InputError(f"{config.out} is for masks to train on; give another --out")
     if config.resume:
         return [job for job in jobs if not all(output.exists() for output in job.outputs)]
     if not config.overwrite:

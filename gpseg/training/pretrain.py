@@ -116,7 +116,7 @@ def pretrain(
 
 def _sources(path: Path, seed: int) -> Sequence[Path | data.ImageSource]:
     """What to train on; of a data set with masks what fine-tuning may see, so that nobody is tested on what was seen here."""
-    if (path / "images").is_dir() and (path / "masks").is_dir():
+    if (path / "images").is_dir() and any((path / "masks").glob("*.png")):
         parts = data.PartFolder.open(path, seed)
         held_out = len(parts.splits.val) + len(parts.splits.test)
         log.info("%s: %d val and test images are left out", path, held_out)

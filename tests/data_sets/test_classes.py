@@ -1,6 +1,7 @@
 """Classes files, mask files and fitting masks."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,36 @@ def test_classes_from_masks_take_ids_and_palette(tmp_path: Path, classes: Classe
     mixed = Classes.from_masks([*paths, tmp_path / "c.png"])
     assert mixed.num_classes == 3
     assert len(set(mixed.colors)) == 3
+
+
+def test_masks_that_show_one_colour_for_different_ids(tmp_path: Path, classes: Classes) -> None:
+    parts = classes.classes
+    swapped = (
+        parts[0],
+        replace(parts[1], color=parts[2].color),
+        replace(parts[2], color=parts[1].color),
+    )
+    ids = np.array([[0, 1, 2]], dtype=np.uint8)
+    for name, those in (("a", classes), ("b", Classes(swapped))):
+        those.write_mask(ids, tmp_path / f"{name}.png")
+    with pytest.raises(
+        InputError, match=r"b\.png shows id 1 in the colour that id 2 has in a\.png"
+    ):
+        Classes.from_masks(sorted(tmp_path.glob("*.png")))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"classes": [{"id": 0}, {"id": 1}], "swaps": [[0, 1]]}, '"swaps" is not known; "swap" is'),
+        ({"classes": [{"id": 0}, {"id": 1, "colour": [1, 2, 3]}]}, '"color" is'),
+    ],
+)
+def test_misspelt_keys_are_refused(content: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Classes.from_json(content)
+    noted = {"notes": "", "classes": [{"id": 0, "source_labels": [3]}, {"id": 1}]}
+    assert Classes.from_json(noted).num_classes == 2
 
 
 @pytest.mark.parametrize(

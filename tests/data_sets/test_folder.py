@@ -150,6 +150,10 @@ def _no_masks(root: Path) -> None:
         (lambda root: (root / "masks" / "bare.jpg").touch(), r"masks/bare\.jpg is no \.png"),
         (lambda root: (root / "classes.json").write_text("{"), r"classes\.json is not valid"),
         (lambda root: (root / "splits.json").write_text("{"), r"splits\.json is not valid"),
+        (
+            lambda root: (root / "splits.json").write_text(json.dumps({"draws": [["a0"]]})),
+            r'splits\.json: "draws" is not known; "few_shot_draws" is',
+        ),
     ],
     ids=[
         "no folder",
@@ -162,6 +166,7 @@ def _no_masks(root: Path) -> None:
         "jpeg mask",
         "classes",
         "splits",
+        "misspelt splits",
     ],
 )
 def test_open_names_what_is_wrong(

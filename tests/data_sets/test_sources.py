@@ -71,6 +71,14 @@ def test_a_folder_of_folders_gives_what_lies_below(tmp_path: Path) -> None:
     for value, name in enumerate((*kept, ".thumbnails/img.png", "00000/.hidden.png")):
         write_image(tmp_path / name, value)
     assert names(training_images(tmp_path), tmp_path) == list(kept)
+    for masks in ("masks", "00001/Masks"):
+        write_image(tmp_path / masks / "img.png", 7)
+    assert names(training_images(tmp_path), tmp_path) == list(kept)
+    archive = zipped(tmp_path, ".")
+    assert [image.path.name for image in training_images(archive)] == [
+        Path(name).name for name in kept
+    ]
+    archive.unlink()
     # masks beside photographs, say, are not to be trained on
     write_image(tmp_path / "direct.png", 9)
     assert names(training_images(tmp_path), tmp_path) == ["direct.png"]

@@ -157,6 +157,16 @@ def test_links_to_one_file_each_get_a_mask_and_a_path_given_twice_gets_one(
     assert sorted(path.name for path in written) == ["a.png", "b.png"]
 
 
+def test_masks_are_not_written_among_images_or_labels(photos: Path, tmp_path: Path) -> None:
+    halves(20, 20).save(photos / "a.jpg")
+    with pytest.raises(InputError, match="holds images to predict"):
+        run([photos], photos)
+    (tmp_path / "set" / "images").mkdir(parents=True)
+    with pytest.raises(InputError, match="is for masks to train on"):
+        run([photos], tmp_path / "set" / "masks")
+    assert [path.name for path in photos.iterdir()] == ["a.jpg"]
+
+
 def test_goes_in_batches_and_reads_no_further_than_one_batch_ahead(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

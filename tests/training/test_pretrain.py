@@ -69,6 +69,15 @@ def test_images_to_be_tested_on_are_not_trained_on(tmp_path, caplog):
     assert f"training on {15 - held_out} images" in caplog.text
 
 
+def test_a_data_set_without_masks_yet_is_trained_on(tmp_path, caplog):
+    parts = PartFolder.open(write_drawn(tmp_path / "faces", 16, labelled=12, unlabelled=3))
+    for mask in (parts.root / "masks").iterdir():
+        mask.unlink()
+    with caplog.at_level(logging.INFO):
+        pretrain(dataclasses.replace(config(tmp_path, 0.004), data=parts.root))
+    assert "training on 15 images" in caplog.text
+
+
 def test_a_run_leaves_what_it_promises(tmp_path, images):
     path = pretrain(config(tmp_path, 0.064), images)
     folder = path.parent
@@ -174,6 +183,16 @@ def test_r1_is_the_squared_gradient():
     penalty = losses.r1_penalty((x * a).sum(dim=(1, 2, 3))[:, None] ** 2 / 2, x)
     expected = ((x * a).sum(dim=(1, 2, 3)) ** 2 * a.square().sum()).mean()
     torch.testing.assert_close(penalty, expected)
+
+
+def test_a_run_to_continue_is_compared_before_any_work(tmp_path, images, monkeypatch):
+    settings = config(tmp_path, 0.064)
+    RunFolder.open(settings.out, "pretrain", dataclasses.asdict(settings.filled_in())).close()
+    monkeypatch.setattr("gpseg.training.pretrain.Trainer", lambda *_: pytest.fail("worked"))
+    with pytest.raises(InputError, match="that run has seed = 0, not 1"):
+        pretrain(dataclasses.replace(settings, seed=1, resume=True), images)
+    with pytest.raises(InputError, match="not empty; continue it with --resume"):
+        pretrain(settings, images)
 
 
 def test_a_non_finite_loss_stops_the_run(tmp_path, images, monkeypatch):

@@ -64,7 +64,7 @@ def train_encoder_decoder(
     network: NetworkConfig,
     *,
     pretrained: bool = True,
-    steps: int = 500,
+    steps: int = 1000,
     batch: int = 16,
     augment: PairAugment | None = None,
     as_ours: FinetuneConfig | None = None,

@@ -62,7 +62,7 @@ def conv_block(inputs: int, outputs: int) -> nn.Sequential:
 def train_unet(
     data: TrainingSet,
     *,
-    steps: int = 500,
+    steps: int = 1000,
     batch: int = 16,
     augment: PairAugment | None = None,
     as_ours: FinetuneConfig | None = None,
