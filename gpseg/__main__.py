@@ -71,7 +71,7 @@ def main() -> None:
     argparse.ArgumentParser(
         prog="python -m gpseg",
         description="Print versions, devices and the operators' backends, fastest first, and why one is off."
-        " Commands: python -m gpseg.pretrain, .train, .predict, .evaluate, .selftest; each has --help.",
+        " Commands: python -m gpseg.pretrain, .train, .predict, .generate, .evaluate, .convert, .selftest; each has --help.",
     ).parse_args()
     print(describe())
 
