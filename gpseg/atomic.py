@@ -34,9 +34,11 @@ def replacing(path: Path) -> Iterator[Path]:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(path)  # the name that was asked for
         raise
 
 
@@ -99,7 +101,7 @@ def one_line_if_disk_full(path: Path) -> Iterator[None]:
         if not is_disk_full(error):
             raise
         raise RunError(
-            f"{path}: the disk is full; free some space and continue with --resume"
+            f"{path}: the disk is full; free some space and run it again, with --resume if the command has it"
         ) from error
 
 

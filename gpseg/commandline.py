@@ -56,15 +56,18 @@ def run(
     except (InputError, RunError) as error:
         sys.exit(_fail(f"error: {error}", error.exit_code))
     except OSError as error:
-        if not is_disk_full(error):
-            raise
-        sys.exit(
-            _fail(
-                f"error: {error.filename or 'write'}: the disk is full; free some space",
-                RunError.exit_code,
-            )
-        )
+        sys.exit(_fail(f"error: {_os_reason(error)}", RunError.exit_code))
     sys.exit(0)
+
+
+def _os_reason(error: OSError) -> str:
+    """What the system says of a file, as "path: reason"."""
+    if is_disk_full(error):
+        return f"{error.filename or 'write'}: the disk is full; free some space"
+    # Of a rename the second name is the one that was asked for.
+    path = error.filename2 or error.filename
+    reason = error.strerror.lower() if error.strerror else str(error) or type(error).__name__
+    return f"{path}: {reason}" if path else reason
 
 
 def _fail(message: str, code: int) -> int:

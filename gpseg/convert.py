@@ -60,7 +60,7 @@ def convert(config: ConvertConfig) -> None:
     """Convert a file.
 
     Raises:
-        InputError: there is no such conversion, the source can't be used, or a package is missing.
+        InputError: there is no such conversion, source or target can't be used, or a package is missing.
         RunError: the disk is full.
     """
     kinds = config.source.suffix, config.target.suffix
@@ -69,7 +69,12 @@ def convert(config: ConvertConfig) -> None:
         raise InputError(
             f"{config.source} to {config.target}: no such conversion; there are {known}"
         )
+    if config.target.is_dir():
+        raise InputError(f"{config.target}: is a folder; give a file")
+    if config.target.exists() and config.source.exists() and config.target.samefile(config.source):
+        raise InputError(f"{config.target}: that is the source; give another target")
     _CONVERSIONS[kinds](config)
+    log.info("%s, %.1f MB", config.target, config.target.stat().st_size / 1e6)
 
 
 def _from_published(config: ConvertConfig) -> None:
@@ -81,7 +86,7 @@ def _from_published(config: ConvertConfig) -> None:
         published.network,
         {"converted_from": published.origin},
     )
-    log.info("%s: %s", config.target, published.network)
+    log.info("%s: %s", config.source, published.network)
 
 
 def _to_half(config: ConvertConfig) -> None:

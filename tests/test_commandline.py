@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gpseg.atomic import replacing
 from gpseg.commandline import run
 from gpseg.errors import InputError, RunError
 from gpseg.training.run_folder import Interrupted
@@ -66,6 +67,18 @@ def test_unknown_options_are_usage_errors(capsys):
             1,
             "error: /y: the disk is full; free some space",
         ),
+        (
+            OSError(errno.EROFS, os.strerror(errno.EROFS), Path("/y")),
+            1,
+            "error: /y: read-only file system",
+        ),
+        (
+            OSError(errno.EISDIR, os.strerror(errno.EISDIR), ".y.1.tmp", None, "y"),
+            1,
+            "error: y: is a directory",
+        ),
+        (OSError(errno.EPIPE, os.strerror(errno.EPIPE)), 1, "error: broken pipe"),
+        (OSError("image file is truncated"), 1, "error: image file is truncated"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
@@ -75,9 +88,47 @@ def test_errors_are_one_line_and_a_code(error, code, line, capsys, monkeypatch):
     assert capsys.readouterr().err == f"{line}\n"
 
 
-def test_debugging_shows_the_traceback(capsys, caplog, monkeypatch):
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("file/below", "not a directory"),
+        ("loop", "too many levels of symbolic links"),
+        ("dangling/below", "no such file or directory"),
+        ("x" * 300, "file name too long"),
+        (".", "is a directory"),
+    ],
+)
+def test_a_place_that_can_t_be_written_is_one_line(target, reason, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    place = tmp_path / target
+    assert outcome(lambda _: place.write_text("x"), "--data", "x") == 1
+    assert capsys.readouterr().err == f"error: {place}: {reason}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("file/below", "not a directory"), ("folder", "is a directory")]
+)
+def test_a_file_that_can_t_be_replaced_goes_by_its_own_name(name, reason, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    place = tmp_path / name
+
+    def main(_: Options) -> None:
+        with replacing(place) as temporary:
+            temporary.write_text("x")
+
+    assert outcome(main, "--data", "x") == 1
+    assert capsys.readouterr().err == f"error: {place}: {reason}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(InputError("x"), 2), (OSError(errno.EIO, os.strerror(errno.EIO)), 1)]
+)
+def test_debugging_shows_the_traceback(error, code, capsys, caplog, monkeypatch):
     monkeypatch.setenv("GPSEG_DEBUG", "1")
-    assert outcome(raising(InputError("x")), "--data", "x") == 2
+    assert outcome(raising(error), "--data", "x") == code
     assert "Traceback" in caplog.text
 
 

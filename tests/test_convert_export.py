@@ -1,5 +1,7 @@
 """`python -m gpseg.convert` from checkpoints to graphs, and the README's example of using one."""
 
+import errno
+import os
 import re
 import subprocess
 import sys
@@ -137,3 +139,49 @@ def test_a_checkpoint_in_float16_is_half_the_size_and_nearly_the_same(
         torch.testing.assert_close(found(z, noise_mode="const"), images, rtol=0, atol=0.02)
         torch.testing.assert_close(same_judge(images), judge(images), rtol=0, atol=0.05)
     assert found.synthesis.block(8).conv1.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("target", ["generator.safetensors", "link.safetensors"])
+def test_a_file_is_not_converted_to_itself(folder: Path, gpseg_convert: Call, target: str) -> None:
+    (folder / "link.safetensors").unlink(missing_ok=True)
+    (folder / "link.safetensors").symlink_to("generator.safetensors")
+    source = folder / "generator.safetensors"
+    before = source.read_bytes()
+    code, lines = gpseg_convert("generator.safetensors", target)
+    assert (code, len(lines)) == (2, 1)
+    assert f"{target}: that is the source; give another target" in lines[0]
+    assert source.read_bytes() == before
+
+
+def test_a_folder_is_no_target(
+    folder: Path, gpseg_convert: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpseg.models.export.export_generator", lambda *_: pytest.fail("exported"))
+    (folder / "folder.pt2").mkdir()
+    code, lines = gpseg_convert("generator.safetensors", "folder.pt2")
+    assert (code, len(lines)) == (2, 1)
+    assert "folder.pt2: is a folder; give a file" in lines[0]
+
+
+def test_it_says_what_was_written(
+    folder: Path, gpseg_convert: Call, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assert gpseg_convert("generator.safetensors", "said.safetensors")[0] == 0
+    size = (folder / "said.safetensors").stat().st_size
+    assert caplog.messages == [f"said.safetensors, {size / 1e6:.1f} MB"]
+
+
+def test_a_full_disk_asks_for_no_option_that_is_not_there(
+    folder: Path, gpseg_convert: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    code, lines = gpseg_convert("generator.safetensors", "full.safetensors")
+    assert code == 1
+    assert lines == [
+        "error: full.safetensors: the disk is full; free some space and run it again, "
+        "with --resume if the command has it"
+    ]

@@ -239,6 +239,57 @@ def test_other_options_are_refused_in_one_line(
     assert "has lr = 0.02, not 0.5" in message and "another --out" in message
 
 
+@pytest.mark.parametrize("kind", ["mask", "image"])
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_cells_of_other_labels_never_mix(
+    home: Path,
+    done: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    split: str,
+) -> None:
+    faces = home / "faces"
+    parts = PartFolder.open(faces)
+    stem = (parts.splits.draws[1] if split == "train" else getattr(parts.splits, split))[-1]
+    path = parts.mask_path(stem) if kind == "mask" else parts.image_paths[stem]
+    before = path.read_bytes()
+    try:
+        path.write_bytes(before + b"x")
+        assert command([*inputs(home), *SMALL, *GRID, "--out", str(done)]) == 2
+    finally:
+        path.write_bytes(before)
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f"{faces}: its images or masks are not those of the comparison in {done}" in message
+    assert "another --out" in message
+
+
+def test_a_comparison_that_holds_no_hash_of_its_labels_goes_on(home: Path, done: Path) -> None:
+    path = done / "setting.json"
+    content = json.loads(path.read_text())
+    assert len(content.pop("data_sha256")) == 64
+    path.write_text(json.dumps(content))
+    assert command([*inputs(home), *SMALL, *GRID, "--out", str(done)]) == 0
+    assert len(json.loads(path.read_text())["data_sha256"]) == 64
+
+
+@pytest.mark.parametrize("content", [None, b"", b"junk", b"half"])
+def test_a_damaged_cell_is_computed_again(
+    home: Path, done: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
+) -> None:
+    before = results(done)["cells"]
+    path = done / "cells" / "majority-1-shot-draw-0.npz"
+    whole = path.read_bytes()
+    path.unlink()
+    if content is not None:
+        path.write_bytes(whole[: len(whole) // 2] if content == b"half" else content)
+    assert command(["--out", str(done), "--report-only"]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith(f"error: {path}: missing or damaged")
+    assert command([*inputs(home), *SMALL, *GRID, "--out", str(done)]) == 0
+    assert [row["miou"] for row in results(done)["cells"]] == [row["miou"] for row in before]
+
+
 def test_cells_of_another_reading_never_mix(
     home: Path, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +67,18 @@ def test_a_run_leaves_segmenter_scores_and_report(home: Path, tmp_path: Path) ->
     assert {p.name for p in (home / "faces").iterdir()} == {
         "classes.json", "drawn.json", "images", "masks", "splits.json", "unlabelled"
     }  # fmt: skip
+
+
+def test_a_class_that_no_test_image_has_scores_null(home: Path, tmp_path: Path) -> None:
+    faces = Path(shutil.copytree(home / "faces", tmp_path / "faces"))
+    content = json.loads((faces / "classes.json").read_text())
+    content["classes"].append({"id": len(content["classes"]), "name": "horn"})
+    (faces / "classes.json").write_text(json.dumps(content))
+    out = tmp_path / "run"
+    assert train([*arguments(home, out), "--data", str(faces)]) == 0
+    text = (out / "results.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["test"]["majority mask"]["per_class"]["horn"] is None
 
 
 FEATURES = {

@@ -21,6 +21,7 @@ from gpseg.data.sources import image_files
 from gpseg.errors import InputError
 
 _FEWEST_TO_HOLD_OUT = 8  # labelled images; with fewer, all of them are worth more in training
+_SEED = 0  # of splits that a data set doesn't give
 _DRAWS = 5
 
 
@@ -41,20 +42,19 @@ class Splits:
     train_pool: list[str]
 
     @classmethod
-    def make(cls, stems: list[str], seed: int) -> Splits:
-        """Split labelled images at random.
+    def make(cls, stems: list[str]) -> Splits:
+        """Split labelled images at random, always alike, so that what one run learns from is not what another is tested on.
 
         With fewer than 8 all of them train and `val` and `test` are empty; otherwise an eighth
         goes to `val` and a quarter to `test`.
 
         Args:
             stems: labelled images.
-            seed: decides the split.
 
         Returns:
             The splits, each draw an ordering of the whole pool.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(_SEED)
         order = _shuffled(sorted(stems), generator)
         holds_out = len(order) >= _FEWEST_TO_HOLD_OUT
         test = len(order) // 4 if holds_out else 0
@@ -64,7 +64,7 @@ class Splits:
         return cls(draws, sorted(order[test : test + val]), sorted(order[:test]), pool)
 
     @classmethod
-    def load(cls, path: str | Path, labelled: Iterable[str], seed: int = 0) -> Splits:
+    def load(cls, path: str | Path, labelled: Iterable[str]) -> Splits:
         """Read a splits.json.
 
         Without `few_shot_draws`, the draws are orderings of `train_pool`, or of every labelled
@@ -73,7 +73,6 @@ class Splits:
         Args:
             path: the file.
             labelled: stems that have an image and a mask.
-            seed: decides draws that the file doesn't give.
 
         Returns:
             The splits.
@@ -101,7 +100,7 @@ class Splits:
             drawn = {stem for draw in draws for stem in draw}
             pool = sorted(drawn or labelled - held_out)
         if not draws:
-            generator = torch.Generator().manual_seed(seed)
+            generator = torch.Generator().manual_seed(_SEED)
             draws = [_shuffled(pool, generator) for _ in range(_DRAWS)]
         splits = cls(draws, val, test, pool)
         splits._validate(path, labelled)
@@ -172,7 +171,6 @@ class PartFolder:
     def open(
         cls,
         root: str | Path,
-        seed: int = 0,
         splits: str | Path | None = None,
         classes: str | Path | None = None,
     ) -> PartFolder:
@@ -180,7 +178,6 @@ class PartFolder:
 
         Args:
             root: the folder.
-            seed: decides splits that the folder doesn't give.
             splits: a splits.json to use instead of the folder's, such as the one of an earlier run.
             classes: a classes.json whose classes are made of the folder's (`Reading.load`), to read masks as those.
 
@@ -199,10 +196,7 @@ class PartFolder:
         else:
             own = Classes.from_masks([masks / f"{stem}.png" for stem in labelled])
         splits = Path(splits) if splits is not None else root / "splits.json"
-        if splits.exists():
-            chosen = Splits.load(splits, labelled, seed)
-        else:
-            chosen = Splits.make(labelled, seed)
+        chosen = Splits.load(splits, labelled) if splits.exists() else Splits.make(labelled)
         without_mask = [image_paths[stem] for stem in sorted(image_paths.keys() - set(labelled))]
         extra = root / "unlabelled"
         return cls(

@@ -11,11 +11,14 @@ import hashlib
 import json
 import shutil
 import time
+import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -60,6 +63,7 @@ class Setting:
         classes: classes.json to read masks by; None for the data set's own classes.
         classes_sha256: of what it says.
         other: data-set folder of another collection that is scored on too; None for none.
+        data_sha256: of images and masks in use; None for a comparison from before there was such a hash.
     """
 
     data: Path
@@ -75,6 +79,7 @@ class Setting:
     classes: Path | None = None
     classes_sha256: str | None = None
     other: Path | None = None
+    data_sha256: str | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -99,7 +104,7 @@ class Setting:
         Raises:
             InputError: it can't be used.
         """
-        return PartFolder.open(self.data, self.tuning.seed, self.splits, self.classes)
+        return PartFolder.open(self.data, self.splits, self.classes)
 
     def open_other(self, classes: Classes) -> OtherCollection | None:
         """Open the other collection, for a model of some classes; None if there is none.
@@ -153,9 +158,17 @@ class Cell:
         """The method's name, and that with each read-out where it has several."""
         return [*self.facts.get("rows", ())]
 
+    @property
+    def finished(self) -> bool:
+        """Whether there are scores, and the file that holds them can be read."""
+        try:
+            return not self.failed and bool(self._counts)
+        except InputError:
+            return False
+
     @cached_property
     def _counts(self) -> dict[str, Tensor]:
-        with np.load(self.path.with_suffix(".npz")) as arrays:
+        with self._arrays() as arrays:
             names = [name for name in arrays.files if name.startswith("counts ")]
             return {name: torch.from_numpy(arrays[name]).long() for name in names}
 
@@ -165,8 +178,19 @@ class Cell:
 
     def masks(self, row: str, kind: str = PLAIN) -> Tensor:
         """Predicted masks, uint8 [N, r, r], of the images as they are or of the other collection."""
-        with np.load(self.path.with_suffix(".npz")) as arrays:
+        with self._arrays() as arrays:
             return torch.from_numpy(arrays[_masks(row, kind)])
+
+    @contextmanager
+    def _arrays(self) -> Iterator[Any]:
+        path = self.path.with_suffix(".npz")
+        try:
+            with np.load(path) as arrays:
+                yield arrays
+        except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error) as error:
+            raise InputError(
+                f"{path}: missing or damaged ({error}); remove it, and the comparison's command computes it again"
+            ) from error
 
     @staticmethod
     def read(path: Path) -> Cell:

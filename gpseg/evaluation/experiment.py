@@ -5,8 +5,9 @@ import hashlib
 import json
 import logging
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +142,12 @@ def _setting(config: EvaluateConfig) -> Setting:
         )
     drawn = {stem for key in _keys(config) for stem in parts.few_shot(key.shots, key.draw)}
     parts.check(sorted(drawn.union(parts.splits.val, held)))
+    # Of all draws, also those that no cell needs yet: a comparison may be continued with more.
+    in_use = [(parts, {*held, *parts.splits.val, *chain(*parts.splits.draws)})]
     if config.other_data is not None:
         other = OtherCollection.open(config.other_data, parts.classes, config.split)
         other.parts.check(other.stems)
+        in_use.append((other.parts, {*other.stems}))
     generator = find_generator(inputs, parts)
     *_, about = load_generator(generator)
     read = None if config.classes is None else parts.reading.to_json()
@@ -151,7 +155,7 @@ def _setting(config: EvaluateConfig) -> Setting:
         data=parts.root.resolve(),
         splits=splits.resolve(),
         generator=generator.resolve(),
-        generator_sha256=hashlib.sha256(generator.read_bytes()).hexdigest(),
+        generator_sha256=_file_sha256(generator),
         images_seen=about.get("images_seen"),
         split=config.split,
         jitter=config.jitter,
@@ -161,9 +165,22 @@ def _setting(config: EvaluateConfig) -> Setting:
         classes=None if read is None else (config.out / "classes.json").resolve(),
         classes_sha256=None if read is None else sha256(read),
         other=config.other_data and config.other_data.resolve(),
+        data_sha256=sha256({str(number): _files(*used) for number, used in enumerate(in_use)}),
     )
     _open_folder(config.out, setting, parts)
     return setting
+
+
+def _files(parts: PartFolder, stems: Iterable[str]) -> dict[str, list[str]]:
+    """Hashes of the image and the mask of each stem."""
+    return {
+        stem: [_file_sha256(path) for path in (parts.image_paths[stem], parts.mask_path(stem))]
+        for stem in stems
+    }
+
+
+def _file_sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _open_folder(out: Path, setting: Setting, parts: PartFolder) -> None:
@@ -193,6 +210,10 @@ def _check_same(out: Path, stored: Setting, setting: Setting) -> None:
                 f"{out}: that comparison has {name} = {before.get(name)}, not {now.get(name)}; give the same option, or "
                 "another --out"
             )
+    if stored.data_sha256 not in (None, setting.data_sha256):
+        raise InputError(
+            f"{setting.data}: its images or masks are not those of the comparison in {out}; give the same, or another --out"
+        )
 
 
 def _flat(options: dict[str, Any]) -> dict[str, Any]:
@@ -216,7 +237,7 @@ def _stored(out: Path) -> Setting:
 
 def _compute(folder: Path, keys: Sequence[Key], setting: Setting) -> list[Cell]:
     """Compute what is missing; returns the cells that failed."""
-    finished = {cell.key: cell for cell in _cells(folder, setting) if not cell.failed}
+    finished = {cell.key: cell for cell in _cells(folder, setting) if cell.finished}
     missing = [key for key in keys if key not in finished]
     failed = []
     for number, key in enumerate(missing):
@@ -246,7 +267,7 @@ def _compute(folder: Path, keys: Sequence[Key], setting: Setting) -> list[Cell]:
 
 
 def _is_finished(path: Path) -> bool:
-    return path.exists() and not Cell.read(path).failed
+    return path.exists() and Cell.read(path).finished
 
 
 def _left(missing: Sequence[Key], finished: Sequence[Cell]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from gpseg.evaluation.fidelity import Inception, fid, kid
 from gpseg.models.checkpoint import load_generator
 from gpseg.models.segmenter import to_uint8
 from gpseg.models.stylegan2 import Generator, mix_styles
+from gpseg.training.checks import check_seed
 from gpseg.training.device import Precision, choose_device, choose_dtype
 from gpseg.training.pretrain import image_grid
 from gpseg.training.quality import (
@@ -85,12 +87,12 @@ class GenerateConfig:
             ("keyframes", 2),
             ("frames", 1),
             ("batch", 1),
-            ("seed", 0),
         ):
             if getattr(self, name) < least:
                 raise InputError(f"--{name} {getattr(self, name)}: give {least} or more")
-        if not self.psi:
-            raise InputError("--psi: give at least one value, such as 0.7")
+        check_seed(self)
+        if not self.psi or not all(map(math.isfinite, self.psi)):
+            raise InputError("--psi: give one or more numbers, such as 0.7")
         if self.metrics and self.data is None:
             raise InputError("--metrics: say with --data which real images to measure against")
         if self.metrics and self.metric_images < FEWEST_IMAGES:

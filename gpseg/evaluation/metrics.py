@@ -43,6 +43,12 @@ def score(predicted: Tensor, target: Tensor, classes: Classes) -> Score:
     return Score(iou.nanmean().item(), dict(zip(classes.names, iou.tolist(), strict=True)))
 
 
+def finite(value: float | Tensor) -> float | None:
+    """A number for JSON, which has no nan: None for that."""
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
 def confusions(predicted: Tensor, target: Tensor, classes: Classes) -> Tensor:
     """Count how often which class is taken for which, image by image.
 

@@ -15,7 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from gpseg import data
 from gpseg.data import PartFolder, UnlabelledImages
 from gpseg.errors import InputError
-from gpseg.evaluation.metrics import majority_score, percent, score
+from gpseg.evaluation.metrics import finite, majority_score, percent, score
 from gpseg.evaluation.pictures import training_report
 from gpseg.evaluation.progress import write_progress
 from gpseg.evaluation.report import write_report
@@ -33,6 +33,7 @@ from gpseg.models.segmenter import Segmenter
 from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig
 from gpseg.training import distributed
 from gpseg.training.batches import TrainingSet
+from gpseg.training.checks import check_positive
 from gpseg.training.device import choose_device, choose_dtype
 from gpseg.training.distributed import ALONE, Ranks
 from gpseg.training.finetune import Finetuner, finetune
@@ -92,10 +93,7 @@ class TrainConfig:
                 raise InputError(
                     f"--{name.replace('_', '-')} {getattr(self, name)}: give {least} or more"
                 )
-        if self.pretrain_kimg <= 0:
-            raise InputError(f"--pretrain-kimg {self.pretrain_kimg}: give a number above 0")
-        if self.rank_timeout <= 0:
-            raise InputError(f"--rank-timeout {self.rank_timeout}: give a number above 0")
+        check_positive(self, "pretrain_kimg", "rank_timeout")
 
 
 def train_segmenter(config: TrainConfig) -> Result | None:
@@ -117,14 +115,15 @@ def train_segmenter(config: TrainConfig) -> Result | None:
     with distributed.join(config.out, config.rank_timeout) as ranks, logging_redirect_tqdm():
         resume = RunFolder.continues(config.out, config.resume)
         config = dataclasses.replace(config, resume=resume)
-        RunFolder.check(config.out, config.resume)
+        options = dataclasses.asdict(config)
+        RunFolder.check(config.out, config.resume, options, _MAY_CHANGE)
         device = choose_device(config.device)
         job = _prepare(config, device, ranks)
         with (
             RunFolder.open(
                 config.out,
                 "train",
-                dataclasses.asdict(config),
+                options,
                 resume=config.resume,
                 may_change=_MAY_CHANGE,
                 ranks=ranks,
@@ -239,7 +238,7 @@ def open_data(
     """
     with ranks.first_goes_first():
         root = config.data or _drawn_data(config)
-    return PartFolder.open(root, config.tuning.seed, splits, classes or config.classes)
+    return PartFolder.open(root, splits, classes or config.classes)
 
 
 def find_generator(config: TrainConfig, parts: PartFolder) -> Path:
@@ -352,7 +351,13 @@ def _write_results(result: Result, folder: RunFolder, seconds: float) -> None:
     content = {
         "readout": result.readout,
         "seconds": round(seconds, 1),
-        "test": {name: dataclasses.asdict(s) for name, s in scores.items()},
+        "test": {
+            name: {
+                "miou": finite(s.miou),
+                "per_class": {part: finite(iou) for part, iou in s.per_class.items()},
+            }
+            for name, s in scores.items()
+        },
     }
     folder.write_json("results.json", content)
 

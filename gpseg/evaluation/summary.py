@@ -23,7 +23,7 @@ from gpseg.evaluation.claims import Claim, judge, paired
 from gpseg.evaluation.comparison import CONFIDENCE, RESAMPLES, Interval
 from gpseg.evaluation.jitter import ELSEWHERE, KINDS
 from gpseg.evaluation.methods import FLOOR, METHODS, OURS
-from gpseg.evaluation.metrics import counted, percent, pooled_iou
+from gpseg.evaluation.metrics import counted, finite, percent, pooled_iou
 from gpseg.evaluation.other import OTHER, OtherCollection
 from gpseg.evaluation.pictures import IGNORED, colour_mask, telling_examples
 from gpseg.evaluation.report import LINES, Example, Report, Table, signed, write_report
@@ -591,21 +591,16 @@ def _row(summary: Summary, cell: Cell, line: str) -> dict[str, Any]:
         **dataclasses.asdict(key),
         "line": line,
         "split": facts["split"],
-        "miou": _finite(ious.nanmean()),
-        "small_parts": _finite(ious[summary.small].nanmean()),
+        "miou": finite(ious.nanmean()),
+        "small_parts": finite(ious[summary.small].nanmean()),
         "per_class": {
-            name: _finite(iou) for name, iou in zip(summary.classes.names, ious, strict=True)
+            name: finite(iou) for name, iou in zip(summary.classes.names, ious, strict=True)
         },
         "validation": facts["val_miou"] and facts["val_miou"][line],
         "changed": {
-            kind: _finite(pooled_iou(counts).nanmean())
+            kind: finite(pooled_iou(counts).nanmean())
             for kind, counts in changed.items()
             if counts is not None
         },
         **{name: facts[name] for name in kept},
     }
-
-
-def _finite(value: Tensor) -> float | None:
-    """A number for JSON, which has no nan."""
-    return value.item() if bool(torch.isfinite(value)) else None

@@ -65,11 +65,19 @@ def load_checkpoint(path: Path, stage: str) -> tuple[dict[str, Tensor], dict[str
         Weights by name, on the CPU, and the configuration.
 
     Raises:
-        InputError: if the file is missing, isn't a gpseg checkpoint, is damaged, or is of another stage.
+        InputError: if the file is missing, isn't a gpseg checkpoint, is damaged (a weight that isn't finite included), or
+            is of another stage.
     """
     with _opened(path, stage) as (file, metadata):
         config = json.loads(metadata["config"])
-        return {name: file.get_tensor(name) for name in file.keys()}, config  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, tensor in tensors.items():
+        # Or else all that comes of it is wrong and nothing says so: masks would be background everywhere.
+        if not bool(tensor.isfinite().all()):
+            raise InputError(
+                f"{path} is damaged: {name} is not finite; copy it again or train anew"
+            )
+    return tensors, config
 
 
 def stage_of(path: Path, *stages: str) -> str:

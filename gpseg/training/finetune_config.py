@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpseg.errors import InputError
+from gpseg.training.checks import check_not_negative, check_positive, check_seed, check_share
 from gpseg.training.device import Precision
 from gpseg.training.distributed import rank_and_count
 from gpseg.training.schedules import Ramp
@@ -68,7 +69,7 @@ class FinetuneConfig:
     precision: Precision = "auto"
     """Dtype of the feature maps; auto is bf16 where the device computes in it, else fp32."""
     seed: int = 0
-    """Seed of everything random; the same seed on the same machine gives the same run."""
+    """Seed of everything random but what is held out; the same seed on the same machine gives the same run."""
     log_steps: int = 25
     """Steps from one log entry to the next."""
     save_steps: int = 250
@@ -76,7 +77,8 @@ class FinetuneConfig:
 
     def check(self) -> None:
         """Raise InputError for values that can't work."""
-        for name in (
+        check_positive(
+            self,
             "steps",
             "labelled_batch",
             "log_steps",
@@ -84,17 +86,19 @@ class FinetuneConfig:
             "ema_share",
             "lr",
             "lr_pretrained",
-        ):
-            if getattr(self, name) <= 0:
-                raise InputError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: give a number above 0"
-                )
-        for name in ("unlabelled_batch", "image_weight", "self_training", "mix_weight"):
-            if getattr(self, name) < 0:
-                raise InputError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: give 0 or more"
-                )
-        for name in (
+        )
+        check_not_negative(
+            self,
+            "unlabelled_batch",
+            "image_weight",
+            "perceptual_weight",
+            "colour_weight",
+            "classifier_weight",
+            "self_training",
+            "mix_weight",
+        )
+        check_share(
+            self,
             "recolour",
             "part_colours",
             "confidence",
@@ -102,11 +106,8 @@ class FinetuneConfig:
             "ramp_start",
             "ramp_end",
             "self_training_from",
-        ):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: give a number from 0 to 1"
-                )
+        )
+        check_seed(self)
         if self.ramp_end < self.ramp_start:
             raise InputError(
                 f"--ramp-end {self.ramp_end}: give no less than --ramp-start {self.ramp_start}"

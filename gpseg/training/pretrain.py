@@ -78,13 +78,15 @@ def pretrain(
         stored = RunFolder.stored(config.out) if resume else None
         config = dataclasses.replace(config.filled_in(stored), resume=resume)
         config.check()
+        options = dataclasses.asdict(config)
+        RunFolder.check(config.out, resume, options, _MAY_CHANGE)
         device = choose_device(config.device)
         torch.manual_seed(config.seed)
         trainer = Trainer(config, config.network(), device, ranks)
         if images is None:
             with ranks.first_goes_first():  # which packs them, if anybody has to
                 images = data.UnlabelledImages(
-                    _sources(config.data or _drawn(trainer.recipe.resolution), config.seed),
+                    _sources(config.data or _drawn(trainer.recipe.resolution)),
                     trainer.recipe.resolution,
                     progress=ranks.first,
                 )
@@ -94,7 +96,7 @@ def pretrain(
             RunFolder.open(
                 config.out,
                 "pretrain",
-                dataclasses.asdict(config),
+                options,
                 resume=resume,
                 may_change=_MAY_CHANGE,
                 ranks=ranks,
@@ -114,10 +116,10 @@ def pretrain(
             return snapshot()
 
 
-def _sources(path: Path, seed: int) -> Sequence[Path | data.ImageSource]:
+def _sources(path: Path) -> Sequence[Path | data.ImageSource]:
     """What to train on; of a data set with masks what fine-tuning may see, so that nobody is tested on what was seen here."""
     if (path / "images").is_dir() and any((path / "masks").glob("*.png")):
-        parts = data.PartFolder.open(path, seed)
+        parts = data.PartFolder.open(path)
         held_out = len(parts.splits.val) + len(parts.splits.test)
         log.info("%s: %d val and test images are left out", path, held_out)
         return parts.seen_in_training

@@ -11,6 +11,7 @@ from gpseg.errors import InputError
 from gpseg.models.checkpoint import load_generator
 from gpseg.models.stylegan2 import MAX_RESOLUTION, MIN_RESOLUTION, NetworkConfig
 from gpseg.training import distributed
+from gpseg.training.checks import check_not_negative, check_positive, check_seed, check_share
 from gpseg.training.device import AnyPrecision, choose_device
 from gpseg.training.quality import FEWEST_IMAGES, MOST_IMAGES
 
@@ -104,8 +105,8 @@ class PretrainConfig:
 
     data: Path | None = None
     """Images of any size: a folder (what lies in it or, where it holds folders only, below it), a zip file, a pattern
-    such as 'photos/**/*.jpg', or a data set with masks, whose val and test images are left out as gpseg.train does with the
-    same --seed (not those of a zipped one). Many are packed once at the training resolution, 3 bytes a pixel,
+    such as 'photos/**/*.jpg', or a data set with masks, whose val and test images are left out (not those of a zipped one).
+    Many are packed once at the training resolution, 3 bytes a pixel,
     into a file under ~/.cache/gpseg, or GPSEG_CACHE if that is set. Default: 20,000 faces that the package draws
     itself, other ones than those of gpseg.train."""
     out: Path | None = None
@@ -268,7 +269,8 @@ class PretrainConfig:
             raise InputError(
                 f"--micro-batch {micro}: give a multiple of {MBSTD_GROUP} that divides {share}"
             )
-        for name in (
+        check_positive(
+            self,
             "kimg",
             "log_kimg",
             "snapshot_kimg",
@@ -276,10 +278,18 @@ class PretrainConfig:
             "path_length_interval",
             "ada_kimg",
             "rank_timeout",
-        ):
-            _positive(name, getattr(self, name))
-        for name in ("z_dim", "mapping_layers", "channel_max"):
-            _positive(name, getattr(recipe, name))
+        )
+        check_positive(recipe, "z_dim", "mapping_layers", "channel_max")
+        check_not_negative(
+            recipe,
+            "lr_generator",
+            "lr_discriminator",
+            "r1_gamma",
+            "ema_kimg",
+            "path_length_weight",
+        )
+        check_share(self, "style_mixing")
+        check_seed(self)
         if recipe.channel_base < recipe.resolution:
             raise InputError(
                 f"--channel-base {recipe.channel_base}: give at least the resolution, {recipe.resolution}"
@@ -299,11 +309,6 @@ class PretrainConfig:
             raise InputError(
                 f"--freeze-d {self.freeze_d}: give 0 to {blocks}, the blocks at {recipe.resolution} px"
             )
-
-
-def _positive(name: str, value: float) -> None:
-    if value <= 0:
-        raise InputError(f"--{name.replace('_', '-')} {value}: give a number above 0")
 
 
 def preset_table() -> str:

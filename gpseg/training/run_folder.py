@@ -5,23 +5,24 @@
     tensorboard/     the same numbers and pictures for TensorBoard
     samples/         pictures
     checkpoints/     training states (the last two), to continue from
+    .lock            locked by the process at work in the folder
 
 Every file but the logs is written to a temporary name and renamed, and a reader skips a log line that a kill cut short, so
 the folder can be read whenever the run ends.
 """
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
-import pickle
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -58,17 +59,26 @@ class RunFolder:
         self.path = path
         self._writer: SummaryWriter | None = None
         self._first_step = 0
+        self._lock: IO[str] | None = None
 
     @staticmethod
-    def check(out: Path | None, resume: bool) -> None:
-        """Find out early whether `open` will refuse the folder.
+    def check(
+        out: Path | None,
+        resume: bool,
+        config: Mapping[str, Any] | None = None,
+        may_change: Collection[str] = (),
+    ) -> None:
+        """Find out early whether `open` will refuse the folder or the options.
 
         Args:
             out: the folder; None for a new one.
             resume: continue the run in `out`.
+            config: the run's options; None to look at the folder alone.
+            may_change: options that may differ from the run's when it is continued.
 
         Raises:
-            InputError: there is no run to continue, or something else is in the way of a new one.
+            InputError: there is no run to continue, or one with other options, or something else is in the way of a new
+                one.
         """
         if resume and out is None:
             raise InputError("--resume: say with --out which run folder to continue")
@@ -79,6 +89,14 @@ class RunFolder:
             raise InputError(
                 f"{out}: already there and not empty; continue it with --resume or give another --out"
             )
+        if resume and config is not None:
+            stored = _flat(RunFolder.stored(out))
+            for name, value in _flat(_as_json(config)).items():
+                if name not in may_change and stored.get(name) != value:
+                    raise InputError(
+                        f"{out}: that run has {name} = {stored.get(name)}, not {value}; "
+                        "give the same option, or start a new run without --resume"
+                    )
 
     @classmethod
     def open(
@@ -105,26 +123,15 @@ class RunFolder:
             The run folder.
 
         Raises:
-            InputError: if `out` exists and isn't empty (a new run), holds no run (to continue), or holds a run with
-                other options.
+            InputError: if `out` exists and isn't empty (a new run), holds no run (to continue), holds a run with other
+                options, or another process is at work in it.
         """
-        cls.check(out, resume)
+        cls.check(out, resume, config, may_change)
         ranks.wait()
-        # What JSON makes of the options, so that they compare equal to those read back.
-        config = json.loads(json.dumps(dict(config), default=str))
         path = out or _free_path(Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}")
         folder = cls(path) if ranks.first else ReadFolder(path)
-        if resume:
-            stored = cls.stored(path)
-            for key, value in config.items():
-                if key not in may_change and stored.get(key) != value:
-                    raise InputError(
-                        f"{path}: that run has {key} = {stored.get(key)}, not {value}; "
-                        "give the same option, or start a new run without --resume"
-                    )
-        ranks.wait()
         folder._make()
-        folder.write_json("config.json", config)
+        folder.write_json("config.json", _as_json(config))
         ranks.wait()
         return folder
 
@@ -134,10 +141,20 @@ class RunFolder:
             with one_line_if_disk_full(self.path):
                 for folder in folders:
                     folder.mkdir(parents=True, exist_ok=True)
+                self._lock = (self.path / ".lock").open("w")
         except PermissionError as error:
             raise InputError(
                 f"{self.path}: no permission to write there; give another --out"
             ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise InputError(
+                f"{self.path}: another process is at work in it; wait for it or give another --out"
+            ) from None
+        except OSError:
+            pass  # a network file system without locks
         for folder in (self.path, *folders):
             remove_leftovers(folder)
 
@@ -158,9 +175,10 @@ class RunFolder:
         file = out / "config.json"
         try:
             config = json.loads(file.read_text())
-        except json.JSONDecodeError as error:
+            if not isinstance(config, dict):
+                raise ValueError("it holds no options")
+        except (ValueError, OSError) as error:
             raise InputError(f"{file}: can't be read ({error}); start a new run") from error
-        assert isinstance(config, dict)
         return config
 
     def write_json(self, name: str, content: Any) -> None:
@@ -238,10 +256,12 @@ class RunFolder:
         for file in reversed(states):
             try:
                 state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-            except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-                log.warning("%s: can't be read (%s), trying the one before", file, error)
+                step = int(state["step"])
+            except Exception as error:  # junk can raise anything
+                reason = f"{type(error).__name__} {error}".splitlines()[0]
+                log.warning("%s: can't be read (%s), trying the one before", file, reason)
                 continue
-            self._rewind(state["step"])
+            self._rewind(step)
             return state
         if states:
             raise InputError(
@@ -273,11 +293,15 @@ class RunFolder:
         return self._writer
 
     def close(self) -> None:
-        """Flush and close the TensorBoard log."""
+        """Flush and close the TensorBoard log, and leave the folder to other processes."""
         writer, self._writer = self._writer, None
-        if writer is not None:
-            with one_line_if_disk_full(self.path):
-                writer.close()
+        try:
+            if writer is not None:
+                with one_line_if_disk_full(self.path):
+                    writer.close()
+        finally:
+            if self._lock is not None:
+                self._lock.close()
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -306,6 +330,20 @@ class ReadFolder(RunFolder):
 
     def _rewind(self, step: int) -> None:
         pass
+
+
+def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What JSON makes of options, so that they compare equal to those read back."""
+    content: dict[str, Any] = json.loads(json.dumps(dict(config), default=str))
+    return content
+
+
+def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with those of a group, such as `tuning`, beside the others."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        flat |= _flat(value) if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _free_path(path: Path) -> Path:

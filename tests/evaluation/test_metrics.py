@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gpseg.data import Classes, PartClass
 from gpseg.errors import InputError
-from gpseg.evaluation.metrics import majority_mask, majority_score, percent, score
+from gpseg.evaluation.metrics import finite, majority_mask, majority_score, percent, score
 
 CLASSES = Classes(tuple(PartClass(i, name, (i, 0, 0)) for i, name in enumerate("abcd")))
 
@@ -82,3 +82,8 @@ def test_majority_score_is_that_of_one_mask_for_all() -> None:
 def test_percent() -> None:
     assert percent(0.61234) == "61.2"
     assert percent(math.nan) == "-"
+
+
+def test_json_has_no_nan() -> None:
+    assert finite(0.25) == finite(torch.tensor(0.25)) == 0.25
+    assert finite(float("nan")) is None and finite(torch.tensor(torch.inf)) is None

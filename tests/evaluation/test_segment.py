@@ -1,14 +1,24 @@
 """What the main job trains on."""
 
+import dataclasses
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from gpseg.data import PartFolder, draw_face, load_images, write_drawn
-from gpseg.evaluation.segment import TrainConfig, find_generator, training_set
+from gpseg.errors import InputError
+from gpseg.evaluation.segment import (
+    TrainConfig,
+    find_generator,
+    train_segmenter,
+    training_set,
+)
 from gpseg.models.checkpoint import SHIPPED_GENERATOR, load_generator
+from gpseg.training.finetune_config import FinetuneConfig
 from gpseg.training.quality import Quality, generated_images
+from gpseg.training.run_folder import RunFolder
 
 
 def test_images_with_labels_in_use_are_not_among_the_unlabelled(tmp_path: Path) -> None:
@@ -46,3 +56,20 @@ def test_the_packages_generator_makes_what_the_package_draws() -> None:
     # Grey copies of the drawn faces are at 127 and 6.3, after 5 thousand images it was at 364 and 11.
     assert made["swd"] < 90
     assert made["frechet_8"] < 4.5
+
+
+def test_a_run_to_continue_is_compared_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpseg.evaluation.segment._prepare", lambda *_: pytest.fail("worked"))
+    config = TrainConfig(out=tmp_path / "run", tuning=FinetuneConfig(steps=7))
+    RunFolder.open(config.out, "train", dataclasses.asdict(config)).close()
+    forgotten = dataclasses.replace(config, resume=True, tuning=FinetuneConfig())
+    with pytest.raises(InputError, match="that run has steps = 7, not 380; give"):
+        train_segmenter(forgotten)
+
+
+@pytest.mark.parametrize("name", ["pretrain_kimg", "rank_timeout"])
+def test_numbers_that_are_none(name: str) -> None:
+    with pytest.raises(InputError, match=f"--{name.replace('_', '-')} nan: give a number above 0"):
+        TrainConfig(**{name: math.nan}).check()  # type: ignore[arg-type]

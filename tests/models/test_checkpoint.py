@@ -121,6 +121,21 @@ def test_truncated_file(tmp_path, kept):
         load_checkpoint(path, "stage-1")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite(tmp_path, dtype, value):
+    path = tmp_path / "g.safetensors"
+    network = NetworkConfig(16, z_dim=8, w_dim=8, channel_base=128, channel_max=8, mapping_layers=2)
+    generator, discriminator = network.generator().to(dtype), network.discriminator()
+    generator.mapping.w_avg[3] = value
+    save_generator(path, generator, discriminator, network)
+    with pytest.raises(InputError) as raised:
+        load_generator(path)
+    assert str(raised.value) == (
+        f"{path} is damaged: generator.mapping.w_avg is not finite; copy it again or train anew"
+    )
+
+
 def test_another_program_s_file(tmp_path):
     from safetensors.torch import save_file
 

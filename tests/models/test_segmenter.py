@@ -109,6 +109,15 @@ def test_truncated(tmp_path: Path) -> None:
         Segmenter.load(path)
 
 
+def test_weights_that_are_not_finite(tmp_path: Path) -> None:
+    path = tmp_path / "s.safetensors"
+    segmenter = make()
+    segmenter.model.palette[0] = torch.nan
+    segmenter.save(path)
+    with pytest.raises(InputError, match=r"s\.safetensors is damaged: palette is not finite; copy"):
+        Segmenter.load(path)
+
+
 def test_pixels_survive_the_round_trip() -> None:
     every = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     assert torch.equal(to_uint8(to_float(every)), every)

@@ -1,5 +1,6 @@
 """Fine-tuning: it learns, it resumes exactly, and its losses leave out what is ignored."""
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -176,6 +177,16 @@ def test_nan_stops_the_run_with_one_line(tmp_path: Path) -> None:
         ("part_colours", 2.0),
         ("confidence", -0.1),
         ("ramp_end", 0.05),
+        ("lr", math.nan),
+        ("lr_pretrained", math.inf),
+        ("ema_share", math.nan),
+        ("image_weight", math.nan),
+        ("perceptual_weight", -1.0),
+        ("colour_weight", -0.5),
+        ("classifier_weight", -1.0),
+        ("mix", math.nan),
+        ("seed", -1),
+        ("seed", 99999999999999999999),
     ],
 )
 def test_options_that_cannot_work(name: str, value: float) -> None:

@@ -1,6 +1,7 @@
 """Presets: one table, filled in where nothing was given."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,20 @@ def test_a_continued_run_keeps_what_its_preset_filled_in() -> None:
         ({"freeze_d": 5}, "--freeze-d 5"),
         ({"path_length_interval": 0}, "--path-length-interval 0"),
         ({"transfer": Path("nowhere")}, "nowhere"),
+        ({"kimg": math.nan}, "--kimg nan: give a number above 0"),
+        ({"kimg": math.inf}, "--kimg inf"),
+        ({"log_kimg": math.nan}, "--log-kimg nan"),
+        ({"snapshot_kimg": math.nan}, "--snapshot-kimg nan"),
+        ({"rank_timeout": math.nan}, "--rank-timeout nan"),
+        ({"lr_generator": math.nan}, "--lr-generator nan: give 0 or more"),
+        ({"lr_discriminator": -1.0}, "--lr-discriminator -1"),
+        ({"r1_gamma": -50.0}, "--r1-gamma -50"),
+        ({"ema_kimg": -3.0}, "--ema-kimg -3"),
+        ({"path_length_weight": -2.0}, "--path-length-weight -2"),
+        ({"style_mixing": 7.0}, "--style-mixing 7.0: give a number from 0 to 1"),
+        ({"ada_target": math.nan}, "--ada-target nan"),
+        ({"seed": -1}, "--seed -1"),
+        ({"seed": 2**63}, f"--seed {2**63}: give a whole number from 0 to {2**63 - 1}"),
     ],
 )
 def test_options_that_cannot_work(options: dict[str, object], named: str) -> None:

@@ -4,12 +4,15 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from gpseg.atomic import replacing
 from gpseg.errors import InputError, RunError
+from gpseg.training.distributed import Ranks
 from gpseg.training.run_folder import RunFolder, stop_requests
 
 CONFIG = {"resolution": 64, "kimg": 1.0}
@@ -59,6 +62,62 @@ def test_resume_with_other_options_names_them(tmp_path):
         RunFolder.open(tmp_path / "run", "pretrain", other, resume=True, may_change=("kimg",))
 
 
+def test_of_options_in_groups_the_one_that_differs_is_named(tmp_path):
+    options = {**CONFIG, "tuning": {"lr": 0.1, "steps": 9}}
+    RunFolder.open(tmp_path / "run", "train", options).close()
+    other = {**CONFIG, "tuning": {"lr": 0.2, "steps": 9}}
+    with pytest.raises(InputError, match=r"that run has lr = 0\.1, not 0\.2; give"):
+        RunFolder.check(tmp_path / "run", True, other)
+    RunFolder.check(tmp_path / "run", True, other, may_change=("lr",))
+
+
+@pytest.mark.parametrize("content", [b"[]", b"\xff\xfe{}", b"{"])
+def test_options_that_cannot_be_read(tmp_path, content):
+    RunFolder.open(tmp_path / "run", "pretrain", CONFIG).close()
+    (tmp_path / "run" / "config.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"config\.json: can't be read \(.+\); start a new run"):
+        RunFolder.open(tmp_path / "run", "pretrain", CONFIG, resume=True)
+
+
+def test_one_process_at_a_time_is_at_work_in_a_folder(tmp_path):
+    with RunFolder.open(tmp_path / "run", "pretrain", CONFIG):
+        with pytest.raises(InputError, match="run: another process is at work in it; wait for it"):
+            RunFolder.open(tmp_path / "run", "pretrain", CONFIG, resume=True)
+        # The other processes of the same job don't write.
+        RunFolder.open(tmp_path / "run", "pretrain", CONFIG, resume=True, ranks=Ranks(rank=1))
+    RunFolder.open(tmp_path / "run", "pretrain", CONFIG, resume=True).close()
+
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from gpseg.training.run_folder import RunFolder
+
+folder = RunFolder.open(Path(sys.argv[1]), "pretrain", {})
+print("open", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_folder_is_free_when_the_process_at_work_in_it_is_killed(tmp_path):
+    command = [sys.executable, "-c", HOLDING, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "open\n"
+        with pytest.raises(InputError, match="another process"):
+            RunFolder.open(tmp_path / "run", "pretrain", {}, resume=True)
+        process.kill()
+    RunFolder.open(tmp_path / "run", "pretrain", {}, resume=True).close()
+
+
+def test_a_file_system_without_locks_will_do(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with RunFolder.open(tmp_path / "run", "pretrain", CONFIG) as folder:
+        folder.save_state(1, {})
+
+
 def test_states_come_back_and_the_last_two_stay(tmp_path):
     folder = RunFolder.open(tmp_path / "run", "pretrain", CONFIG)
     for step in (9, 10, 11):
@@ -79,6 +138,17 @@ def test_a_damaged_state_falls_back_to_the_one_before(tmp_path):
     older.write_bytes(b"")
     with pytest.raises(InputError, match="neither this state nor the one before"):
         folder.load_state()
+
+
+@pytest.mark.parametrize("content", [b"junk\n", b"\x80\x02]q\x00.", b"\x80\x02}q\x00.", b"g1\n."])
+def test_a_newest_state_of_any_content_is_passed_over(tmp_path, caplog, content):
+    folder = RunFolder.open(tmp_path / "run", "pretrain", CONFIG)
+    folder.save_state(1, {"w": torch.zeros(2)})
+    (folder.path / "checkpoints" / "state-0000000002.pt").write_bytes(content)
+    assert folder.load_state()["step"] == 1
+    (warning,) = caplog.messages
+    assert "state-0000000002.pt: can't be read" in warning
+    assert "\n" not in warning
 
 
 def test_what_was_logged_after_the_state_is_forgotten(tmp_path):

@@ -251,6 +251,6 @@ def test_a_full_disk_under_tensorboard(
 
 def test_stopped_before_the_first_state(tmp_path: Path, images: Tensor, straight: Path) -> None:
     out = tmp_path / "run"
-    RunFolder.open(out, "pretrain", dataclasses.asdict(config(out).filled_in()))
+    RunFolder.open(out, "pretrain", dataclasses.asdict(config(out).filled_in())).close()
     pretrain(config(out, resume=True), images)
     same(out, straight)
