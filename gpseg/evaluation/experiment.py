@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -28,6 +27,7 @@ from gpseg.processes import in_fresh_process
 from gpseg.training.device import choose_device
 from gpseg.training.distributed import rank_and_count
 from gpseg.training.finetune_config import FinetuneConfig
+from gpseg.training.run_folder import flat_options
 
 log = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ def _open_folder(out: Path, setting: Setting, parts: PartFolder) -> None:
 
 
 def _check_same(out: Path, stored: Setting, setting: Setting) -> None:
-    before, now = _flat(stored.options), _flat(setting.options)
+    before, now = flat_options(stored.options), flat_options(setting.options)
     for name in {**before, **now}:
         if before.get(name) != now.get(name):
             raise InputError(
@@ -214,10 +214,6 @@ def _check_same(out: Path, stored: Setting, setting: Setting) -> None:
         raise InputError(
             f"{setting.data}: its images or masks are not those of the comparison in {out}; give the same, or another --out"
         )
-
-
-def _flat(options: dict[str, Any]) -> dict[str, Any]:
-    return {**options, **options["tuning"], "tuning": None}
 
 
 def _stored(out: Path) -> Setting:
@@ -242,8 +238,8 @@ def _compute(folder: Path, keys: Sequence[Key], setting: Setting) -> list[Cell]:
     failed = []
     for number, key in enumerate(missing):
         path = folder / f"{key}.json"
-        if _is_finished(path):  # by another process
-            finished[key] = Cell.read(path)
+        if (cell := _finished(path)) is not None:  # by another process
+            finished[key] = cell
             continue
         left = _left(missing[number:], list(finished.values()))
         log.info("cell %d of %d: %s%s", len(keys) - len(missing) + number + 1, len(keys), key, left)
@@ -255,7 +251,7 @@ def _compute(folder: Path, keys: Sequence[Key], setting: Setting) -> list[Cell]:
         except Exception as error:  # whatever a method dies of, the others go on
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             log.warning("failed: %s: %s", key, reason)
-            if not _is_finished(path):
+            if _finished(path) is None:
                 Cell.write_failure(folder, key, setting, reason)
         cell = Cell.read(path)
         if cell.failed:
@@ -266,8 +262,9 @@ def _compute(folder: Path, keys: Sequence[Key], setting: Setting) -> list[Cell]:
     return failed
 
 
-def _is_finished(path: Path) -> bool:
-    return path.exists() and Cell.read(path).finished
+def _finished(path: Path) -> Cell | None:
+    cell = Cell.read(path) if path.exists() else None
+    return cell if cell is not None and cell.finished else None
 
 
 def _left(missing: Sequence[Key], finished: Sequence[Cell]) -> str:

@@ -90,8 +90,8 @@ class RunFolder:
                 f"{out}: already there and not empty; continue it with --resume or give another --out"
             )
         if resume and config is not None:
-            stored = _flat(RunFolder.stored(out))
-            for name, value in _flat(_as_json(config)).items():
+            stored = flat_options(RunFolder.stored(out))
+            for name, value in flat_options(_as_json(config)).items():
                 if name not in may_change and stored.get(name) != value:
                     raise InputError(
                         f"{out}: that run has {name} = {stored.get(name)}, not {value}; "
@@ -338,11 +338,11 @@ def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
     return content
 
 
-def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
+def flat_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options with those of a group, such as `tuning`, beside the others."""
     flat: dict[str, Any] = {}
     for name, value in options.items():
-        flat |= _flat(value) if isinstance(value, dict) else {name: value}
+        flat |= flat_options(value) if isinstance(value, dict) else {name: value}
     return flat
 
 
