@@ -206,8 +206,7 @@ def check(
 ) -> Finding:
     """Whether the very call that is to be timed gives what the textbook gives in float64."""
     try:
-        # what is strict about it would have torch.compile compile twice
-        with contextlib.nullcontext() if contestant.name == "compiled" else strict():
+        with _checking(contestant.name):
             dy = reference.dy.to(tensors["x"])
             got = prepare(problem, contestant, direction, tensors, dy)()
     except Exception as error:
@@ -222,6 +221,11 @@ def check(
         return Finding("failed", detail=wrong[0])
     errors = {name: relative_rms(t, want[name]) for name, t in named.items()}
     return judged(errors, tolerance(problem, reference.dtype, order))
+
+
+def _checking(contestant: str) -> contextlib.AbstractContextManager[None]:
+    """How a contestant is checked: strictly, float32 being float32, unless torch.compile would compile twice for that."""
+    return contextlib.nullcontext() if contestant == "compiled" else strict()
 
 
 def operator_peak(
@@ -313,7 +317,7 @@ def model_check(
     device: torch.device,
 ) -> tuple[Call | None, Finding]:
     try:
-        with same_random_numbers():
+        with same_random_numbers(), _checking(contestant.name):
             prepared = prepare_model(problem, contestant, device)
             got = prepared.results(direction)
     except Exception as error:

@@ -1,6 +1,6 @@
 """What GPUs can do at best, for models of time: rooflines in the documentation, and choices not measured yet."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -12,10 +12,10 @@ class Gpu:
         bandwidth: bytes a second from and to memory.
         tensor: float16 and bfloat16 operations a second of the tensor cores, a multiply-add being two; TF32 has
             half of it.
-        mma: the share of `tensor` that warp-level `mma.sync` instructions reach; later generations reach
-            their peak with other ones only. An assumption.
-        triton: the share that Triton's compiler reaches, which uses those others (`wgmma`, `tcgen05`) where there are
-            any. An assumption.
+        mma: the share of `tensor` that our fused convolution reaches at best with warp-level `mma.sync` instructions;
+            later generations reach their peak with other ones only.
+        triton: the share that Triton's fused convolution reaches at best, whose compiler uses those others (`wgmma`,
+            `tcgen05`) where there are any.
         scalar: float32 operations a second outside the tensor cores.
         processors: streaming multiprocessors.
     """
@@ -29,8 +29,10 @@ class Gpu:
     processors: int
 
 
+# Shares: Hopper's were measured on an H200 (docs/results.md), the others are assumptions.
 A100 = Gpu("A100 SXM 80 GB", 2.04e12, 312e12, 1.0, 1.0, 19.5e12, 108)
-H100 = Gpu("H100 SXM", 3.35e12, 989e12, 0.6, 0.75, 66.9e12, 132)
+H100 = Gpu("H100 SXM", 3.35e12, 989e12, 0.26, 0.34, 66.9e12, 132)
+H200 = replace(H100, name="H200 SXM", bandwidth=4.8e12)
 B200 = Gpu("B200", 8.0e12, 2250e12, 0.3, 0.7, 75e12, 148)
 
 BY_CAPABILITY = {(8, 0): A100, (9, 0): H100, (10, 0): B200}

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from gpseg.backends.devices import A100, B200, H100, Gpu
+from gpseg.backends.devices import A100, B200, H100, H200, Gpu
 from gpseg.backends.resampling import filter_taps
 from gpseg.selftest import textbook
 from gpseg.selftest.problems import Problem
@@ -13,6 +13,7 @@ from gpseg.selftest.timing import Direction
 PEAKS = {
     "NVIDIA A100-SXM4-80GB": A100,
     "NVIDIA H100 80GB HBM3": H100,
+    "NVIDIA H200": H200,
     "NVIDIA B200": B200,
 }
 """By the name that the driver gives. Other variants of these have other peaks, so they are not here."""

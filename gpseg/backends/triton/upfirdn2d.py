@@ -96,7 +96,11 @@ def _tap(f_ptr, k, count, flip):
 @triton.jit
 def _side_input(ptr, at, inside):
     """An epilogue's numbers for the channels of a tile; None where there are none."""
-    return None if ptr is None else tl.load(ptr + at, mask=inside, other=0.0)
+    if ptr is None:  # noqa: SIM108  Triton 3.6 compiles no conditional expression that may be None
+        values = None
+    else:
+        values = tl.load(ptr + at, mask=inside, other=0.0)
+    return values
 
 
 @triton.jit
