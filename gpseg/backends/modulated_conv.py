@@ -240,9 +240,9 @@ def backward(
         if dw is not None:
             dweight = oriented_weight(dw, conv.transposed, layer.flip_weight)
     if d is not None and w2 is not None and dd is not None:
-        g = -0.5 * dd * d**3
+        g = d.pow(3).mul_(dd).mul_(-0.5)
         if ds is not None:
-            ds = ds + 2 * s * (g @ w2)
+            ds = torch.addcmul(ds, s, g @ w2, value=2)
         if dweight is not None:
             dweight.addcmul_(weight, (g.t() @ s.square())[:, :, None, None], value=2)
     if dweight is not None and dweight.stride() != weight.stride():

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._library.autograd import Info, make_autograd_impl
 from torch.autograd import forward_ad
 
 from gpseg import backends
@@ -38,10 +37,7 @@ def register(
     _library.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"gpseg::{name}", fake, lib=_library)
     op = getattr(torch.ops.gpseg, name).default
-    # As torch.library.register_autograd does, but for the tangents: kernels below see none any more, and what calls an
-    # op within vmap none yet.
-    autograd = make_autograd_impl(op, Info(_without_autocast(backward), setup_context))
-    _library.impl(name, _refusing_tangents(name, autograd), "Autograd", with_keyset=True)
+    _library.impl(name, _autograd(name, op, setup_context, backward), "Autograd", with_keyset=True)
     _kernels[op] = kernel
     for device_type, key in _AUTOCAST_KEYS.items():
         _library.impl(name, _autocast(op, device_type, lowered), key)
@@ -63,8 +59,30 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     return {op: backends.use_backend("eager")(kernel) for op, kernel in _kernels.items()}
 
 
-def _refusing_tangents(name: str, autograd: Callable[..., Any]) -> Callable[..., Any]:
-    """The autograd kernel, which by itself loses the tangents of forward mode without a word."""
+def _autograd(
+    name: str, op: Any, setup_context: Callable[..., None], backward: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The autograd kernel: as torch.library.register_autograd has it, in two ways different.
+
+    That one fills arguments in that have defaults, at every call and in more time than all else takes here; ours have
+    none. And it loses the tangents of forward mode without a word, which kernels below don't see any more, and what
+    calls an op within vmap doesn't yet.
+    """
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        *given, keyset = args
+        with torch._C._AutoDispatchBelowAutograd():
+            output = op.redispatch(keyset & torch._C._after_autograd_keyset, *given)
+            setup_context(ctx, tuple(given), output)
+        return output
+
+    def differentiate(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        ctx.needs_input_grad = ctx.needs_input_grad[: len(op._schema.arguments)]
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+            return *backward(ctx, *gradients), None
+
+    functions = {"forward": staticmethod(forward), "backward": staticmethod(differentiate)}
+    function: Any = type(name, (torch.autograd.Function,), functions)
 
     def kernel(keyset: Any, *args: Any) -> Any:
         if forward_ad._current_level >= 0 and any(
@@ -73,7 +91,10 @@ def _refusing_tangents(name: str, autograd: Callable[..., Any]) -> Callable[...,
             raise NotImplementedError(
                 f"gpseg.{name} has no forward-mode derivative; use reverse mode"
             )
-        return autograd(keyset, *args)
+        if torch.is_grad_enabled() and any(a.requires_grad for a in args if isinstance(a, Tensor)):
+            return function.apply(*args, keyset)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
     return kernel
 
@@ -92,14 +113,6 @@ def _autocast(op: Any, device_type: str, lowered: int) -> Callable[..., Any]:
             return op(*first, *args[lowered:])
 
     return kernel
-
-
-def _without_autocast(backward: Callable[..., Any]) -> Callable[..., Any]:
-    def cast_by_nothing(ctx: Any, *gradients: Any) -> Any:
-        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
-            return backward(ctx, *gradients)
-
-    return cast_by_nothing
 
 
 def in_autocast_dtype(device_type: str, *tensors: Tensor) -> tuple[Tensor, ...]:
