@@ -295,7 +295,7 @@ def _task(folder: Path, key: Key, setting: Setting) -> tuple[Task, Held]:
     logs = folder / "training" / str(key)
     shutil.rmtree(logs, ignore_errors=True)
     task = Task(
-        training=training_set(parts, stems, resolution, tuning.unlabelled_batch > 0),
+        training=training_set(parts, stems, resolution, tuning.with_unlabelled),
         val=val,
         generator=generator,
         discriminator=discriminator,

@@ -70,13 +70,14 @@ class EvaluateConfig:
 
     def check(self) -> None:
         """Raise InputError for values that can't work."""
-        self.tuning.check()
         known = ", ".join(METHODS)
         for method in self.methods:
             if method not in METHODS:
                 raise InputError(f'--methods: "{method}" is none of {known}')
         if not self.shots or min(self.shots) < 1:
             raise InputError("--shots: give one or more numbers above 0")
+        for shots in self.shots:
+            self.tuning.for_labels(shots).check()
         if self.draws < 1:
             raise InputError(f"--draws {self.draws}: give 1 or more")
         if self.rival_steps is not None and self.rival_steps < 1:

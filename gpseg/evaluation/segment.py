@@ -87,7 +87,7 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise InputError for values that can't work."""
-        self.tuning.check()
+        self.tuning.for_labels(self.shots).check()
         for name, least in (("shots", 1), ("draw", 0), ("unet_steps", 0)):
             if getattr(self, name) < least:
                 raise InputError(
@@ -114,7 +114,8 @@ def train_segmenter(config: TrainConfig) -> Result | None:
     config.check()
     with distributed.join(config.out, config.rank_timeout) as ranks, logging_redirect_tqdm():
         resume = RunFolder.continues(config.out, config.resume)
-        config = dataclasses.replace(config, resume=resume)
+        tuning = config.tuning.for_labels(config.shots)
+        config = dataclasses.replace(config, resume=resume, tuning=tuning)
         options = dataclasses.asdict(config)
         RunFolder.check(config.out, config.resume, options, _MAY_CHANGE)
         device = choose_device(config.device)
@@ -212,7 +213,7 @@ def _prepare(config: TrainConfig, device: torch.device, ranks: Ranks) -> _Job:
             f" with gpseg.pretrain --resolution {config.resolution}"
         )
     with ranks.first_goes_first():  # which packs them, if anybody has to
-        training = training_set(parts, stems, resolution, config.tuning.unlabelled_batch > 0)
+        training = training_set(parts, stems, resolution, config.tuning.with_unlabelled)
     val, test = (
         load_held(parts, names, resolution) for names in (parts.splits.val, parts.splits.test)
     )

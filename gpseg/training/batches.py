@@ -81,7 +81,7 @@ class Batches:
         ranks: Ranks = ALONE,
         augment: PairAugment | None = None,
     ) -> None:
-        self.config = config
+        self.config = config.for_labels(len(data.images))
         self.data = data
         self.device = device
         self.ranks = ranks

@@ -64,7 +64,7 @@ class Finetuner:
         device: torch.device,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.config = config
+        self.config = config = config.for_labels(len(data.images))
         self.ranks = ranks
         self.data = data
         self.network = network

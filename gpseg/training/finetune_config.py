@@ -1,6 +1,6 @@
 """Options of fine-tuning."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from gpseg.errors import InputError
@@ -9,17 +9,23 @@ from gpseg.training.device import Precision
 from gpseg.training.distributed import rank_and_count
 from gpseg.training.schedules import Ramp
 
+FEW = 5
+"""The most labelled images that a short training does for; more take longer to learn, and unlabelled ones add less."""
+
+BY_LABELS = {"steps": (380, 800), "labelled_batch": (8, 16), "unlabelled_batch": (12, 4)}
+"""What is not given: for few labelled images, and for more (docs/results.md)."""
+
 
 @dataclass
 class FinetuneConfig:
     """Options of fine-tuning."""
 
-    steps: int = 380
-    """Training steps."""
-    labelled_batch: int = 8
-    """Labelled images a step (augmented copies of the few there are), over all processes."""
-    unlabelled_batch: int = 12
-    """Unlabelled images a step, over all processes; 0 leaves them out."""
+    steps: int | None = None
+    """Training steps. Default: 380, or 800 for more than 5 labelled images."""
+    labelled_batch: int | None = None
+    """Labelled images a step (augmented copies of the few there are), over all processes. Default: 8, or 16 for more than 5."""
+    unlabelled_batch: int | None = None
+    """Unlabelled images a step, over all processes; 0 leaves them out. Default: 12, or 4 for more than 5 labelled ones."""
     ramp: Ramp = "cosine"
     """How the target moves from the image to the part map; direct and fixed are controls."""
     ramp_start: float = 0.1
@@ -74,6 +80,32 @@ class FinetuneConfig:
     """Steps from one log entry to the next."""
     save_steps: int = 250
     """Steps from one saved state to the next."""
+
+    @property
+    def with_unlabelled(self) -> bool:
+        """Whether unlabelled images are learned from."""
+        return self.unlabelled_batch != 0
+
+    def for_labels(self, count: int) -> "FinetuneRecipe":
+        """These options, with those not given as the number of labelled images has them."""
+        given = {
+            name: values[count > FEW] if getattr(self, name) is None else getattr(self, name)
+            for name, values in BY_LABELS.items()
+        }
+        return FinetuneRecipe(**{**asdict(self), **given})
+
+
+@dataclass
+class FinetuneRecipe(FinetuneConfig):
+    """Options of fine-tuning, all of them given."""
+
+    steps: int
+    labelled_batch: int
+    unlabelled_batch: int
+
+    def for_labels(self, count: int) -> "FinetuneRecipe":
+        """These."""
+        return self
 
     def check(self) -> None:
         """Raise InputError for values that can't work."""

@@ -191,7 +191,7 @@ def test_nan_stops_the_run_with_one_line(tmp_path: Path) -> None:
 )
 def test_options_that_cannot_work(name: str, value: float) -> None:
     with pytest.raises(InputError, match=f"--{name.replace('_', '-')} {value}"):
-        FinetuneConfig(**{name: value}).check()
+        FinetuneConfig(**{name: value}).for_labels(1).check()
 
 
 def test_ignored_pixels_count_nothing() -> None:
@@ -293,8 +293,16 @@ def test_a_batch_that_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(InputError, match="--labelled-batch 8: give a multiple of 3"):
-        FinetuneConfig().check()
-    FinetuneConfig(labelled_batch=9, unlabelled_batch=3).check()
+        FinetuneConfig().for_labels(1).check()
+    FinetuneConfig(labelled_batch=9, unlabelled_batch=3).for_labels(1).check()
+
+
+def test_defaults_depend_on_how_many_images_are_labelled() -> None:
+    few, many = FinetuneConfig().for_labels(5), FinetuneConfig(labelled_batch=3).for_labels(6)
+    assert (few.steps, few.labelled_batch, few.unlabelled_batch) == (380, 8, 12)
+    assert (many.steps, many.labelled_batch, many.unlabelled_batch) == (800, 3, 4)
+    assert not FinetuneConfig(unlabelled_batch=0).for_labels(6).with_unlabelled
+    assert many.for_labels(1) is many
 
 
 def test_unlabelled_images_are_learned_where_the_running_mean_is_sure() -> None:
