@@ -23,7 +23,7 @@ def register(
     """Register `gpseg::<schema>` and return the overload to call.
 
     Args:
-        schema: name, arguments and results in torch's schema language.
+        schema: name, arguments and results in torch's schema language, without defaults.
         kernel: serves real tensors of any device; it chooses the backend.
         fake: gives results of the right size, type and strides without computing.
         setup_context: keeps for the gradient what it needs.
@@ -32,6 +32,7 @@ def register(
         lowered: how many of the first arguments autocast brings to its type, as it does with a convolution's;
             the others, and the ops where it is 0, keep theirs.
     """
+    assert "=" not in schema, "the autograd kernel fills no defaults in"
     name = schema.partition("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, kernel, "CompositeExplicitAutograd")

@@ -1,5 +1,7 @@
 """The arithmetic of the benchmarks, and that what is timed is what was asked for; speed itself is not tested."""
 
+import time
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from gpseg.selftest.timing import (
     inputs,
     interleaved,
     on_cpu,
+    on_gpu,
     prepare,
     spread,
 )
@@ -114,3 +117,27 @@ def test_a_contestant_runs_on_its_backend(monkeypatch: pytest.MonkeyPatch) -> No
     result = call()
     assert isinstance(result, torch.Tensor)
     assert (result == 7).all()
+
+
+class HostEvent:
+    """An event of a device that does everything at once."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        self.at = 0.0
+
+    def record(self, stream: object) -> None:
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, end: "HostEvent") -> float:
+        return 1e3 * (end.at - self.at)
+
+
+def test_a_gpu_begins_when_calls_are_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[int] = []
+    monkeypatch.setattr(torch.cuda, "Event", HostEvent)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", slept.append)
+    taken = on_gpu(torch.device("cpu"), repeats=3)(lambda: time.sleep(0.01))
+    assert taken >= 0.01
+    assert len(slept) == 1 and slept[0] >= 3 * 0.01 * 1e9  # cycles, at 1 GHz and more
