@@ -26,8 +26,11 @@ _ROUNDS = 7
 _FLUSH = 256 * 2**20
 """Bytes: more than the second-level cache of any GPU."""
 
-_HEAD_START = 2_000_000
-"""Clock cycles, about a millisecond: the GPU waits until the way has been queued, so that it is not the host that is timed."""
+_CLOCK = 2e9
+"""Clock cycles a second, more than most GPUs have."""
+
+_HEAD_START = 1e-3
+"""Seconds: what the host takes to queue a way, and more."""
 
 
 @contextlib.contextmanager
@@ -105,16 +108,37 @@ def _timed(device: torch.device, way: Callable[[], object]) -> float:
         start = time.perf_counter()
         way()
         return time.perf_counter() - start
-    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    stream = torch.cuda.current_stream(device)
-    torch.cuda._sleep(_HEAD_START)
-    # empties the caches, as a network's other layers would
-    torch.empty(_FLUSH, dtype=torch.int8, device=device).zero_()
-    before.record(stream)
-    way()
-    after.record(stream)
-    after.synchronize()
-    return before.elapsed_time(after) / 1e3
+    (seconds,) = queued_times(device, way, 1, _HEAD_START)
+    return seconds
+
+
+def queued_times(
+    device: torch.device, call: Callable[[], object], repeats: int, head_start: float
+) -> list[float]:
+    """Seconds that each of several calls takes on a GPU, its caches emptied before, as a network's other layers would.
+
+    Args:
+        device: where the calls run.
+        call: what to repeat.
+        repeats: how often.
+        head_start: seconds that the GPU waits before the first: where all calls are queued by then, it is not the host
+            that is timed.
+    """
+    flush = torch.empty(_FLUSH, dtype=torch.int8, device=device)
+    events = [
+        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+        for _ in range(repeats)
+    ]
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream()
+        torch.cuda._sleep(int(_CLOCK * head_start))
+        for before, after in events:
+            flush.zero_()
+            before.record(stream)
+            call()
+            after.record(stream)
+        stream.synchronize()
+    return [before.elapsed_time(after) / 1e3 for before, after in events]
 
 
 Choices = dict[str, dict[str, str]]

@@ -27,12 +27,6 @@ Direction = Literal["forward", "backward", "forward+backward", "double_backward"
 DIRECTIONS: tuple[Direction, ...] = ("forward", "backward")
 BLOCK = 0.05  # seconds
 
-_FLUSH = 256 * 2**20
-"""Bytes: more than the second-level cache of any GPU."""
-
-_CLOCK = 2e9
-"""Clock cycles a second, more than most GPUs have."""
-
 
 @dataclass(frozen=True)
 class Contestant:
@@ -307,23 +301,11 @@ def on_gpu(device: torch.device, repeats: int = 10) -> Timer:
     def timer(call: Call) -> float:
         if isinstance(call, Parts):
             return call.total(timer)
-        flush = torch.empty(_FLUSH, dtype=torch.int8, device=device)
         call()  # what is done once is not a matter of queueing
         start = time.perf_counter()
         call()
         to_queue = (repeats + 1) * (time.perf_counter() - start)
-        events = [
-            (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-            for _ in range(repeats)
-        ]
-        torch.cuda._sleep(int(_CLOCK * to_queue))
-        for before, after in events:
-            flush.zero_()
-            before.record(torch.cuda.current_stream(device))
-            call()
-            after.record(torch.cuda.current_stream(device))
-        torch.cuda.synchronize(device)
-        return statistics.median(before.elapsed_time(after) / 1e3 for before, after in events)
+        return statistics.median(measured.queued_times(device, call, repeats, to_queue))
 
     return timer
 

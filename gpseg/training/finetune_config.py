@@ -9,10 +9,10 @@ from gpseg.training.device import Precision
 from gpseg.training.distributed import rank_and_count
 from gpseg.training.schedules import Ramp
 
-FEW = 5
+_FEW = 5
 """The most labelled images that a short training does for; more take longer to learn, and unlabelled ones add less."""
 
-BY_LABELS = {"steps": (380, 800), "labelled_batch": (8, 16), "unlabelled_batch": (12, 4)}
+_BY_LABELS = {"steps": (380, 800), "labelled_batch": (8, 16), "unlabelled_batch": (12, 4)}
 """What is not given: for few labelled images, and for more (docs/results.md)."""
 
 
@@ -89,8 +89,8 @@ class FinetuneConfig:
     def for_labels(self, count: int) -> "FinetuneRecipe":
         """These options, with those not given as the number of labelled images has them."""
         given = {
-            name: values[count > FEW] if getattr(self, name) is None else getattr(self, name)
-            for name, values in BY_LABELS.items()
+            name: values[count > _FEW] if getattr(self, name) is None else getattr(self, name)
+            for name, values in _BY_LABELS.items()
         }
         return FinetuneRecipe(**{**asdict(self), **given})
 
