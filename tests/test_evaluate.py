@@ -109,6 +109,23 @@ def test_the_report_says_it_all(done: Path) -> None:
     assert ("plain", "unet", 1) in differences and ("plain", "majority", 3) in differences
 
 
+def test_costs_are_those_of_the_device_that_most_cells_were_computed_on(done: Path) -> None:
+    path = done / "cells" / "unet-1-shot-draw-1.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({**facts, "device": "cuda", "train_seconds": 5e6}))
+    assert command(["--out", str(done), "--report-only"]) == 0
+    markdown = (done / "results.md").read_text()
+    rows = {
+        (row["line"], row["shots"], row["draw"]): row["device"] for row in results(done)["cells"]
+    }
+    assert (rows["unet", 1, 0], rows["unet", 1, 1]) == ("cpu", "cuda")
+    cpu = json.loads((done / "cells" / "unet-1-shot-draw-0.json").read_text())["train_seconds"]
+    assert re.search(rf"^\| unet \| 2 \|.* \| {cpu:.0f} \| [\d.]+ \| \d+ \|$", markdown, re.M)
+    assert (
+        "Some cells were computed on cuda; the last three columns are of those on cpu." in markdown
+    )
+
+
 def test_foreign_images_are_held_against_the_floor_on_the_same(done: Path) -> None:
     rows = {
         row["line"]: row for row in results(done)["cells"] if (row["shots"], row["draw"]) == (1, 0)

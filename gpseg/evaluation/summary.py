@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -85,6 +86,13 @@ class Summary:
         counts = torch.bincount(self.held.masks.flatten().long(), minlength=256)
         counts = counts[: self.classes.num_classes]
         return [i for i, count in enumerate(counts.tolist()) if count < SMALL_SHARE * counts.sum()]
+
+    @cached_property
+    def devices(self) -> list[str]:
+        """What cells were computed on, most cells first."""
+        return [
+            name for name, _ in Counter(cell.facts["device"] for cell in self.cells).most_common()
+        ]
 
     @property
     def others(self) -> list[int]:
@@ -272,6 +280,8 @@ def _scores(summary: Summary, shots: int) -> Table:
         cells = [*summary.found(line, shots).values()]
         if not cells:
             continue
+        # what devices take can't be averaged
+        timed = [cell for cell in cells if cell.facts["device"] == summary.devices[0]]
         rows.append(
             [
                 line,
@@ -282,12 +292,17 @@ def _scores(summary: Summary, shots: int) -> Table:
                 if summary.small
                 else "-",
                 _mean(c.facts["val_miou"][line] for c in cells if c.facts["val_miou"]),
-                _number(cells, "train_seconds", "{:.0f}"),
-                _number(cells, "peak_memory_bytes", "{:.2f}", 2**30),
-                _number(cells, "images_per_second", "{:.0f}"),
+                _number(timed, "train_seconds", "{:.0f}"),
+                _number(timed, "peak_memory_bytes", "{:.2f}", 2**30),
+                _number(timed, "images_per_second", "{:.0f}"),
             ]
         )
     small = ", ".join(summary.classes.names[i] for i in summary.small) or "none"
+    first, *more = summary.devices
+    memory = "the whole process, with Python and torch"
+    if first.startswith("cuda"):
+        memory = "what torch had in use on the GPU"
+    where = f" Some cells were computed on {' and '.join(more)}; the last three columns are of those on {first}."
     return Table(
         counted(shots, "labelled image"),
         [
@@ -305,8 +320,8 @@ def _scores(summary: Summary, shots: int) -> Table:
         strong=[OURS],
         hint=(
             f"Mean ± standard deviation over draws. Small parts: classes with less than {100 * SMALL_SHARE:g} % of the "
-            f"labelled pixels ({small}). Memory: the peak of the whole process, with Python and torch. Images a second in "
-            "prediction, as measured in passing; read-outs share their method's."
+            f"labelled pixels ({small}). Memory: the peak of {memory}. Images a second in "
+            f"prediction, as measured in passing; read-outs share their method's.{where if more else ''}"
         ),
     )
 
@@ -580,7 +595,15 @@ def _intervals(
 
 
 def _row(summary: Summary, cell: Cell, line: str) -> dict[str, Any]:
-    kept = ("seed", "readout", "train_seconds", "seconds", "peak_memory_bytes", "images_per_second")
+    kept = (
+        "seed",
+        "readout",
+        "device",
+        "train_seconds",
+        "seconds",
+        "peak_memory_bytes",
+        "images_per_second",
+    )
     key = cell.key
     counts = cell.counts(line)
     assert counts is not None
