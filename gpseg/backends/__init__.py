@@ -67,6 +67,13 @@ def _preferred(device: torch.device, dtype: torch.dtype) -> Backend:
     raise RuntimeError(f"no backend can serve {dtype} on {device}: {why}")
 
 
+@functools.cache
+def _demanded(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
+    if (reason := refusal(name, device, dtype)) is not None:
+        raise RuntimeError(f"backend {name!r} can't serve this call: it {reason}")
+    return get(name)
+
+
 def forced_backend() -> str | None:
     """The name that `use_backend` forces in this thread, if any."""
     name: str | None = getattr(_forced, "name", None)
@@ -105,8 +112,4 @@ def select(x: Tensor) -> Backend:
         RuntimeError: the forced backend, or every backend, refuses; the message gives the reasons.
     """
     name = forced_backend()
-    if name is None:
-        return _preferred(x.device, x.dtype)
-    if (reason := refusal(name, x.device, x.dtype)) is not None:
-        raise RuntimeError(f"backend {name!r} can't serve this call: it {reason}")
-    return get(name)
+    return _preferred(x.device, x.dtype) if name is None else _demanded(name, x.device, x.dtype)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gpseg.backends import convolution
 from gpseg.backends.contract import Epilogue, Pair
+from gpseg.backends.devices import capability_of
 from gpseg.backends.layout import (
     accumulate_dtype,
     empty_in_layout_of,
@@ -230,7 +231,7 @@ class CompiledBackend:
             and (direction != "forward" or x.shape[1] <= _MOST_STYLES)
             and max(w.shape[2:]) <= 3
             and conv.stride <= 2
-            and (x.device.type != "cuda" or torch.cuda.get_device_capability(x.device) >= (8, 0))
+            and (x.device.type != "cuda" or capability_of(x.device) >= (8, 0))
         )
 
     def fuses_gradients(self, x: Tensor, w: Tensor, conv: Convolution) -> bool:

@@ -1,6 +1,9 @@
 """What GPUs can do at best, for models of time: rooflines in the documentation, and choices not measured yet."""
 
+import functools
 from dataclasses import dataclass, replace
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,12 @@ H200 = replace(H100, name="H200 SXM", bandwidth=4.8e12)
 B200 = Gpu("B200", 8.0e12, 2250e12, 0.3, 0.7, 75e12, 148)
 
 BY_CAPABILITY = {(8, 0): A100, (9, 0): H100, (10, 0): B200}
+
+
+@functools.cache  # every call of an op asks, and torch takes its time
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a GPU."""
+    return torch.cuda.get_device_capability(device)
 
 
 def gpu_of(capability: tuple[int, int]) -> Gpu:

@@ -23,7 +23,10 @@ def empty_in_layout_of(x: Tensor, size: Sequence[int], dtype: torch.dtype | None
 
 def in_layout_of(y: Tensor, x: Tensor) -> Tensor:
     """y in x's type and layout."""
-    return y.to(x.dtype).contiguous(memory_format=memory_format_of(x))
+    layout = memory_format_of(x)
+    if y.dtype != x.dtype:
+        y = y.to(x.dtype)
+    return y if y.is_contiguous(memory_format=layout) else y.contiguous(memory_format=layout)
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -33,7 +36,12 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def for_sums(t: Tensor | None, x: Tensor) -> Tensor | None:
     """A side input of an op on x, in the type that x is accumulated in."""
-    return None if t is None else t.to(accumulate_dtype(x.dtype)).contiguous()
+    if t is None:
+        return None
+    dtype = accumulate_dtype(x.dtype)
+    if t.dtype != dtype:
+        t = t.to(dtype)
+    return t if t.is_contiguous() else t.contiguous()
 
 
 def flattened(x: Tensor, dim: int) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 
 from gpseg.backends import measured
-from gpseg.backends.devices import Gpu, gpu_of
+from gpseg.backends.devices import Gpu, capability_of, gpu_of
 
 Result = TypeVar("Result")
 
@@ -150,7 +150,7 @@ def _route(problem: Problem, device: torch.device, ways: Mapping[str, Callable[[
         return known
     if device.type != "cuda":
         return FUSED  # an emulator, which is there to run the kernels
-    return _modelled(problem, gpu_of(torch.cuda.get_device_capability(device)))
+    return _modelled(problem, gpu_of(capability_of(device)))
 
 
 @functools.lru_cache(maxsize=4096)  # every call of an op asks

@@ -1,6 +1,8 @@
 """One place where an op gets its schema, its kernel, its fake kernel and its gradient."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -20,7 +22,11 @@ def register(
     backward: Callable[..., Any],
     lowered: int = 0,
 ) -> Any:
-    """Register `gpseg::<schema>` and return the overload to call.
+    """Register `gpseg::<schema>` and return what to call.
+
+    That calls the op, unless nobody but autograd stands between the call and the kernel: then the kernel, or its node of
+    the graph. On its way through the dispatcher a call from Python is packed and unpacked twice, in as much time as a
+    small layer's passes take to be queued.
 
     Args:
         schema: name, arguments and results in torch's schema language, without defaults.
@@ -38,11 +44,18 @@ def register(
     _library.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"gpseg::{name}", fake, lib=_library)
     op = getattr(torch.ops.gpseg, name).default
-    _library.impl(name, _autograd(name, op, setup_context, backward), "Autograd", with_keyset=True)
+    function = _function(name, op, kernel, setup_context, backward)
+    _library.impl(name, _autograd(name, op, function), "Autograd", with_keyset=True)
     _kernels[op] = kernel
     for device_type, key in _AUTOCAST_KEYS.items():
         _library.impl(name, _autocast(op, device_type, lowered), key)
-    return op
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling() or not nothing_between(args):
+            return op(*args)
+        return function.apply(*args, None) if _wants_graph(args) else kernel(*args)
+
+    return call
 
 
 _kernels: dict[Any, Callable[..., Any]] = {}
@@ -60,21 +73,26 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     return {op: backends.use_backend("eager")(kernel) for op, kernel in _kernels.items()}
 
 
-def _autograd(
-    name: str, op: Any, setup_context: Callable[..., None], backward: Callable[..., Any]
-) -> Callable[..., Any]:
-    """The autograd kernel: as torch.library.register_autograd has it, in two ways different.
+def _function(
+    name: str,
+    op: Any,
+    kernel: Callable[..., Any],
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+) -> Any:
+    """The op's node of a graph, as torch.library.register_autograd has it, in two ways different.
 
     That one fills arguments in that have defaults, at every call and in more time than all else takes here; ours have
     none. And it loses the tangents of forward mode without a word, which kernels below don't see any more, and what
     calls an op within vmap doesn't yet.
+
+    The last argument is what is dispatched on, or None to call the kernel itself.
     """
 
     def forward(ctx: Any, *args: Any) -> Any:
         *given, keyset = args
-        with torch._C._AutoDispatchBelowAutograd():
-            output = op.redispatch(keyset & torch._C._after_autograd_keyset, *given)
-            setup_context(ctx, tuple(given), output)
+        output = kernel(*given) if keyset is None else _below_autograd(op, keyset, given)
+        setup_context(ctx, tuple(given), output)
         return output
 
     def differentiate(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
@@ -83,7 +101,11 @@ def _autograd(
             return *backward(ctx, *gradients), None
 
     functions = {"forward": staticmethod(forward), "backward": staticmethod(differentiate)}
-    function: Any = type(name, (torch.autograd.Function,), functions)
+    return type(name, (torch.autograd.Function,), functions)
+
+
+def _autograd(name: str, op: Any, function: Any) -> Callable[..., Any]:
+    """The autograd kernel, for calls that are dispatched."""
 
     def kernel(keyset: Any, *args: Any) -> Any:
         if forward_ad._current_level >= 0 and any(
@@ -92,12 +114,64 @@ def _autograd(
             raise NotImplementedError(
                 f"gpseg.{name} has no forward-mode derivative; use reverse mode"
             )
-        if torch.is_grad_enabled() and any(a.requires_grad for a in args if isinstance(a, Tensor)):
+        if _wants_graph(args):
             return function.apply(*args, keyset)
-        with torch._C._AutoDispatchBelowAutograd():
-            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+        return _below_autograd(op, keyset, args)
 
     return kernel
+
+
+def _below_autograd(op: Any, keyset: Any, args: Sequence[Any]) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+
+def _wants_graph(args: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and any(a.requires_grad for a in args if isinstance(a, Tensor))
+
+
+def _keys(names: Iterable[str]) -> int:
+    """A set of dispatch keys as a number."""
+    keys = [getattr(torch._C.DispatchKey, name) for name in names]
+    return functools.reduce(
+        lambda found, key: found.add(key), keys[1:], torch._C.DispatchKeySet(keys[0])
+    ).raw_repr()
+
+
+def _keys_in_force() -> tuple[int, int]:
+    """What this thread adds to, and takes from, the keys of tensors: modes, transforms, tracers, autocast."""
+    included = torch._C._dispatch_tls_local_include_set()
+    return included.raw_repr(), torch._C._dispatch_tls_local_exclude_set().raw_repr()
+
+
+with ThreadPoolExecutor(1) as _fresh:
+    _NOTHING_IN_FORCE = _fresh.submit(_keys_in_force).result()
+"""In a thread that has only begun; the one that imports this may be in the middle of something."""
+
+_PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter})
+_PLAIN_KEYS = {
+    _keys((device, "ADInplaceOrView", f"Autograd{device}", f"Autocast{device}"))
+    for device in ("CPU", "CUDA")
+}
+
+
+def nothing_between(args: Sequence[Any]) -> bool:
+    """Whether an op called with these arguments would go through autograd to its kernel and nowhere else.
+
+    Not so in torch's modes and transforms, under autocast, forward mode, tracers and the profiler, which wants to see
+    the op, nor for tensors of other classes or devices, in inference mode, or with a sign that is yet to be applied.
+    """
+    return (
+        _keys_in_force() == _NOTHING_IN_FORCE
+        and forward_ad._current_level < 0
+        and not torch._C._len_torch_function_stack()
+        and not torch.autograd._profiler_enabled()
+        and all(
+            type(a) in _PLAIN_TYPES and torch._C._dispatch_keys(a).raw_repr() in _PLAIN_KEYS
+            for a in args
+            if isinstance(a, Tensor)
+        )
+    )
 
 
 _AUTOCAST_KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}

@@ -7,9 +7,12 @@ import torch
 from comparison import BACKENDS, LAYOUTS
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpseg import ops
 from gpseg.models.stylegan2 import SynthesisBlock
+from gpseg.ops.registration import nothing_between
 from gpseg.selftest.comparison import relative_rms
 from gpseg.selftest.problems import BINOMIAL
 
@@ -123,6 +126,122 @@ def test_forward_mode_is_refused(name: str, requires_grad: bool) -> None:
                 op(*arguments[:i], forward_ad.make_dual(a, a.detach()), *arguments[i + 1 :])
     with forward_ad.dual_level():
         op(*arguments)
+
+
+class Seen(TorchDispatchMode):
+    """Names of the ops that are called within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+class Subclass(Tensor):
+    pass
+
+
+class Watching(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class TestWhatStandsBetweenACallAndItsKernel:
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+    @pytest.mark.parametrize("requires_grad", [False, True])
+    def test_nothing_for_plain_tensors(self, dtype: torch.dtype, requires_grad: bool) -> None:
+        x = torch.randn(2, 3, 4, 4, dtype=dtype, requires_grad=requires_grad)
+        for t in (x, torch.nn.Parameter(x), x[:, :, 1:], x.to(memory_format=torch.channels_last)):
+            assert nothing_between((t, None, 1, "relu"))
+            with torch.no_grad():
+                assert nothing_between((t,))
+
+    @pytest.mark.parametrize(
+        "state",
+        [
+            Seen(),
+            Watching(),
+            torch.device("cpu"),
+            torch.autocast("cpu"),
+            torch.inference_mode(),
+            forward_ad.dual_level(),
+            torch.autograd.profiler.profile(),
+            torch._subclasses.FakeTensorMode(),
+        ],
+        ids=lambda state: type(state).__name__,
+    )
+    def test_a_state_that_wants_to_see_it(self, state: Any) -> None:
+        x = torch.randn(3)
+        with state:
+            assert not nothing_between((x,))
+        assert nothing_between((x,))
+
+    @pytest.mark.parametrize(
+        "x",
+        [
+            torch.randn(3).as_subclass(Subclass),
+            torch.randn(3, device="meta"),
+            torch.randn(3, dtype=torch.complex64).conj().imag,
+        ],
+        ids=["subclass", "meta", "negated"],
+    )
+    def test_a_tensor_that_is_not_plain(self, x: Tensor) -> None:
+        assert not nothing_between((torch.randn(3), x))
+
+    @pytest.mark.parametrize("transform", [torch.vmap, torch.func.grad, torch.func.functionalize])
+    def test_a_transform(self, transform: Any) -> None:
+        def seen(x: Tensor) -> Tensor:
+            assert not nothing_between((x,))
+            return x.square().sum()
+
+        transform(seen)(torch.randn(3, 2))
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+    def test_a_tracer(self) -> None:
+        def seen(x: Tensor) -> Tensor:
+            assert not nothing_between((x,))
+            return x.square()
+
+        torch.jit.trace(seen, (torch.randn(3),), check_trace=False)
+
+    def test_modes_see_the_op_and_those_of_its_gradient(self) -> None:
+        x = torch.randn(1, 2, 3, 3, requires_grad=True)
+        with Seen() as seen:
+            activated(x).sum().backward()
+        assert {"gpseg::bias_act", "gpseg::bias_act_backward"} <= {*seen.names}
+
+    def test_profiles_list_the_op(self) -> None:
+        x = torch.randn(1, 2, 3, 3)
+        with torch.autograd.profiler.profile() as profile:
+            activated(x)
+        assert "gpseg::bias_act" in {event.name for event in profile.function_events}
+
+    def test_a_sign_that_is_yet_to_be_applied_is_applied(self) -> None:
+        z = torch.randn(1, 2, 3, 3, dtype=torch.complex64)
+        x = z.conj().imag
+        assert x.is_neg()
+        torch.testing.assert_close(activated(x), torch.tanh(-z.imag))
+
+    def test_the_way_around_gives_the_same_to_the_bit(self) -> None:
+        inputs = block_inputs(2)
+
+        def results() -> list[Tensor]:
+            y = block(*inputs)
+            firsts = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+            penalty = torch.stack([g.square().sum() for g in firsts]).sum()
+            return [y, *firsts, *torch.autograd.grad(penalty, inputs)]
+
+        direct = results()
+        with Watching():
+            dispatched = results()
+        assert all(torch.equal(a, b) for a, b in zip(direct, dispatched, strict=True))
 
 
 def activated(x: Tensor) -> Tensor:

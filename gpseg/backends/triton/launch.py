@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gpseg.backends import measured
+from gpseg.backends.devices import capability_of
 from gpseg.backends.layout import memory_format_of
 from gpseg.backends.triton.configurations import TABLE, Configuration, Target, configuration
 
@@ -43,7 +44,7 @@ def target_of(device: torch.device) -> Target:
         return "cuda", 90  # emulated
     if torch.version.hip is not None:
         return "hip", 0
-    major, minor = torch.cuda.get_device_capability(device)
+    major, minor = capability_of(device)
     return "cuda", 10 * major + minor
 
 
