@@ -151,7 +151,7 @@ class Conv2d(nn.Module):
             return x
         return ops.bias_act(
             x,
-            None if self.bias is None else self.bias.to(x.dtype),
+            self.bias,
             act=self.activation,
             gain=self.act_gain * gain,
             clamp=None if self.clamp is None else self.clamp * gain,

@@ -40,7 +40,7 @@ def modulated_conv2d_act(
     )
     y = y.unflatten(1, (n, -1)).squeeze(0)
     if noise is not None:
-        y = y + noise
+        y = y + noise.to(y.dtype)
     return textbook.bias_act(y, bias, 1, **{"act": "lrelu", **activation})
 
 

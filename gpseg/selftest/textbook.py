@@ -124,7 +124,7 @@ def bias_act(
     """Add, activate, multiply, clamp."""
     function, default_gain = _ACTIVATIONS[act]
     if b is not None:
-        x = x + b.reshape([-1 if i == dim % x.ndim else 1 for i in range(x.ndim)])
+        x = x + b.to(x.dtype).reshape([-1 if i == dim % x.ndim else 1 for i in range(x.ndim)])
     x = function(x, alpha)
     gain = default_gain if gain is None else gain
     if gain != 1:
@@ -195,7 +195,7 @@ def modulated_conv2d_act(
         squared = (styles.square()[:, None, :] * weight.square().sum([2, 3])[None]).sum(2)
         x = x * (squared + 1e-8).rsqrt()[:, :, None, None].to(x.dtype)
     if noise is not None:
-        x = x + noise
+        x = x + noise.to(x.dtype)
     return bias_act(x, bias, 1, act, alpha, gain, clamp)
 
 
