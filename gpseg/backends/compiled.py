@@ -212,7 +212,7 @@ class CompiledBackend:
         )
         return y, c
 
-    squared_norms = staticmethod(convolution.squared_norms)
+    squared_norms = staticmethod(convolution.reduced_squared_norms)
     conv2d = staticmethod(convolution.conv2d)
     conv2d_weight_grad = staticmethod(convolution.conv2d_weight_grad)
 

@@ -63,6 +63,14 @@ def squared_norms(weight: Tensor) -> Tensor:
     return weight.to(accumulate_dtype(weight.dtype)).square().sum([2, 3])
 
 
+def reduced_squared_norms(weight: Tensor) -> Tensor:
+    """As `squared_norms`, in a reduction that leaves no squares in memory; not to be differentiated, being flat at 0."""
+    norms: Tensor = torch.linalg.vector_norm(
+        weight, dim=(2, 3), dtype=accumulate_dtype(weight.dtype)
+    )
+    return norms.square_()
+
+
 def convolution_size(
     size: Sequence[int],
     weight_size: Sequence[int],

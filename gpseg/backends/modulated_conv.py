@@ -64,9 +64,15 @@ class Layer:
         return not self.demodulate and self.act == "linear" and self.clamp < 0
 
 
-def demodulation(w2: Tensor, styles: Tensor) -> Tensor:
-    """d `[N, O]` for styles `[N, I]`."""
-    return (styles.square() @ w2.t() + EPSILON).rsqrt()
+def demodulation(backend: Backend, weight: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """W2 `[O, I]` and d `[N, O]` for styles `[N, I]`, both contiguous."""
+    w2 = backend.squared_norms(weight).contiguous()
+    return w2, demodulation_by(w2, s)
+
+
+def demodulation_by(w2: Tensor, s: Tensor) -> Tensor:
+    """d `[N, O]` for W2 `[O, I]` and styles `[N, I]`."""
+    return (s.square() @ w2.t() + EPSILON).rsqrt()
 
 
 def _filter(backend: Backend, x: Tensor, fir: Fir, f: Tensor | None) -> Tensor:
@@ -114,22 +120,26 @@ def forward(
     f: Tensor | None,
     layer: Layer,
     keep: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """The layer's output y, and c (the convolution before demodulation) if `keep` and a gradient needs it."""
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The layer's output y, and if `keep` what a gradient needs of (c, W2, d), c being the convolution before demodulation."""
     plan = layer.plan(weight, f)
     conv = plan.convolution
     s = styles.to(accumulate_dtype(x.dtype))
-    d = demodulation(backend.squared_norms(weight), s) if layer.demodulate else None
+    w2, d = demodulation(backend, weight, s) if layer.demodulate else (None, None)
     epilogue = layer.epilogue(d, noise, bias)
-    keep = keep and not layer.is_affine
+    keep_c = keep and not layer.is_affine
 
     w = oriented_weight(weight, conv.transposed, layer.flip_weight)
     if plan.after is None:
-        return _convolved(backend, x, s, w, plan, f, epilogue, keep)
-    c, _ = _convolved(backend, x, s, w, plan, f, Epilogue(), False)
-    fir = plan.after
-    pair = (fir.up, fir.up), (fir.down, fir.down)
-    return backend.upfirdn2d_demod_act(c, f, *pair, fir.padding, False, fir.gain, epilogue, keep)
+        y, c = _convolved(backend, x, s, w, plan, f, epilogue, keep_c)
+    else:
+        c, _ = _convolved(backend, x, s, w, plan, f, Epilogue(), False)
+        fir = plan.after
+        pair = (fir.up, fir.up), (fir.down, fir.down)
+        y, c = backend.upfirdn2d_demod_act(
+            c, f, *pair, fir.padding, False, fir.gain, epilogue, keep_c
+        )
+    return (y, c, w2, d) if keep else (y, None, None, None)
 
 
 def _convolved(
@@ -206,18 +216,21 @@ def backward(
     noise: Tensor | None,
     f: Tensor | None,
     c: Tensor | None,
+    w2: Tensor | None,
+    d: Tensor | None,
     layer: Layer,
     needs_input: bool,
     needs_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients (dx, dweight, dstyles, dbias, dnoise); those of x and styles come together, if `needs_input`."""
+    """Gradients (dx, dweight, dstyles, dbias, dnoise); those of x and styles come together, if `needs_input`.
+
+    c, w2 and d are what the forward kept.
+    """
     plan = layer.plan(weight, f)
     conv = plan.convolution
     # Here and not where dx would meet x: what goes to a few colours has a small dy and a large dx.
     dy = in_layout_of(dy, x)
     s = styles.to(accumulate_dtype(x.dtype))
-    w2 = backend.squared_norms(weight) if layer.demodulate else None
-    d = demodulation(w2, s) if w2 is not None else None
     # an affine epilogue keeps no c: its backward reads only the size, which dy has too
     dc, dd, dnoise, dbias = backend.demod_act_backward(
         dy, dy if c is None else c, layer.epilogue(d, noise, bias)
@@ -240,11 +253,11 @@ def backward(
         if dw is not None:
             dweight = oriented_weight(dw, conv.transposed, layer.flip_weight)
     if d is not None and w2 is not None and dd is not None:
-        g = d.pow(3).mul_(dd).mul_(-0.5)
+        g = d.pow(3).mul_(dd)  # -2 times the gradient of what is under the root
         if ds is not None:
-            ds = torch.addcmul(ds, s, g @ w2, value=2)
+            ds = torch.addcmul(ds, s, g @ w2, value=-1)
         if dweight is not None:
-            dweight.addcmul_(weight, (g.t() @ s.square())[:, :, None, None], value=2)
+            dweight.addcmul_(weight, (g.t() @ s.square())[:, :, None, None], value=-1)
     if dweight is not None and dweight.stride() != weight.stride():
         dweight = torch.empty_like(weight).copy_(dweight)
     return dx, dweight, None if ds is None else ds.to(styles.dtype), dbias, dnoise

@@ -51,11 +51,11 @@ def _kernel(
     f: Tensor | None,
     keep: bool,
     *layer: Any,
-) -> tuple[Tensor, Tensor]:
-    y, c = modulated_conv.forward(
+) -> tuple[Tensor, ...]:
+    results = modulated_conv.forward(
         backends.select(x), x, weight, styles, bias, noise, f, _layer(layer), keep
     )
-    return y, x.new_empty(0) if c is None else c
+    return tuple(x.new_empty(0) if result is None else result for result in results)
 
 
 def _output_size(x: Tensor, weight: Tensor, f: Tensor | None, layer: Layer) -> torch.Size:
@@ -86,16 +86,23 @@ def _fake(
     f: Tensor | None,
     keep: bool,
     *layer: Any,
-) -> tuple[Tensor, Tensor]:
-    size = _output_size(x, weight, f, _layer(layer))
-    kept = keep and not _layer(layer).is_affine
-    return empty_in_layout_of(x, size), empty_in_layout_of(x, size) if kept else x.new_empty(0)
+) -> tuple[Tensor, ...]:
+    size, description = _output_size(x, weight, f, _layer(layer)), _layer(layer)
+    y, nothing = empty_in_layout_of(x, size), x.new_empty(0)
+    if not keep:
+        return y, nothing, x.new_empty(0), x.new_empty(0)
+    c = nothing if description.is_affine else empty_in_layout_of(x, size)
+    if not description.demodulate:
+        return y, c, x.new_empty(0), x.new_empty(0)
+    sums = accumulate_dtype(x.dtype)
+    (n, _, *_), (out_c, in_c, *_) = x.shape, weight.shape
+    return y, c, x.new_empty((out_c, in_c), dtype=sums), x.new_empty((n, out_c), dtype=sums)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, styles, bias, noise, f, _, *ctx.layer = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, weight, styles, bias, noise, f, output[1])
+    ctx.save_for_backward(x, weight, styles, bias, noise, f, *output[1:])
     ctx.backend = backends.forced_backend()
 
 
@@ -106,11 +113,11 @@ def _given(
     return needs_input, needs_weight, needs_input, bias is not None, noise is not None
 
 
-def _backward(ctx: Any, dy: Tensor | None, dc: None) -> tuple[Any, ...]:
+def _backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Any, ...]:
     needs = ctx.needs_input_grad
     if dy is None:
         return (None,) * len(needs)
-    x, weight, styles, bias, noise, f, c = ctx.saved_tensors
+    x, weight, styles, bias, noise, f, c, w2, d = ctx.saved_tensors
     if c.shape != dy.shape and not _layer(ctx.layer).is_affine:
         raise RuntimeError(
             "modulated_conv2d_act: this graph was exported for inference and keeps nothing for a gradient; export it"
@@ -120,7 +127,7 @@ def _backward(ctx: Any, dy: Tensor | None, dc: None) -> tuple[Any, ...]:
     needs_weight = needs[1] and not weight_grad_is_off()
     with backends.use_backend(ctx.backend):
         gradients = _modulated_conv2d_act_backward(
-            dy, x, weight, styles, bias, noise, f, c, needs_input, needs_weight, *ctx.layer
+            dy, x, weight, styles, bias, noise, f, c, w2, d, needs_input, needs_weight, *ctx.layer
         )
     given = _given(needs_input, needs_weight, bias, noise)
     kept = [g if has else None for g, has in zip(gradients, given, strict=True)]
@@ -129,7 +136,7 @@ def _backward(ctx: Any, dy: Tensor | None, dc: None) -> tuple[Any, ...]:
 
 _modulated_conv2d_act = register(
     "modulated_conv2d_act(Tensor x, Tensor weight, Tensor styles, Tensor? bias, Tensor? noise,"
-    f" Tensor? f, bool keep, {_LAYER}) -> (Tensor, Tensor)",
+    f" Tensor? f, bool keep, {_LAYER}) -> (Tensor, Tensor, Tensor, Tensor)",
     _kernel,
     _fake,
     _setup,
@@ -147,6 +154,8 @@ def _gradient_kernel(
     noise: Tensor | None,
     f: Tensor | None,
     c: Tensor,
+    w2: Tensor,
+    d: Tensor,
     needs_input: bool,
     needs_weight: bool,
     *layer: Any,
@@ -162,6 +171,8 @@ def _gradient_kernel(
         noise,
         f,
         None if description.is_affine else c,
+        w2 if description.demodulate else None,
+        d if description.demodulate else None,
         description,
         needs_input,
         needs_weight,
@@ -178,6 +189,8 @@ def _gradient_fake(
     noise: Tensor | None,
     f: Tensor | None,
     c: Tensor,
+    w2: Tensor,
+    d: Tensor,
     needs_input: bool,
     needs_weight: bool,
     *layer: Any,
@@ -192,7 +205,7 @@ def _gradient_fake(
 
 
 def _gradient_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, _, ctx.needs_input, ctx.needs_weight, ctx.layer = *inputs[:10], inputs[10:]
+    *tensors, _, _, _, ctx.needs_input, ctx.needs_weight, ctx.layer = *inputs[:12], inputs[12:]
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors)
     ctx.backend = backends.forced_backend()
@@ -201,8 +214,8 @@ def _gradient_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 def _gradient_backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
     """Second derivative: differentiate the layer's definition twice, with the graph kept for a third.
 
-    c, which the backward op is given to save time, is a function of the other inputs: their gradients
-    below account for it.
+    c, W2 and d, which the backward op is given to save time, are functions of the other inputs: their gradients
+    below account for them.
     """
     *tensors, f = ctx.saved_tensors
     nothing = (None,) * len(ctx.needs_input_grad)
@@ -240,7 +253,7 @@ def _gradient_backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
 
 _modulated_conv2d_act_backward = register(
     "modulated_conv2d_act_backward(Tensor dy, Tensor x, Tensor weight, Tensor styles, Tensor? bias,"
-    " Tensor? noise, Tensor? f, Tensor c, bool needs_input, bool needs_weight,"
+    " Tensor? noise, Tensor? f, Tensor c, Tensor w2, Tensor d, bool needs_input, bool needs_weight,"
     f" {_LAYER}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _gradient_kernel,
     _gradient_fake,
@@ -270,7 +283,7 @@ def _composed(
         flip_weight=layer.flip_weight,
     )
     if layer.demodulate:
-        d = modulated_conv.demodulation(squared_norms(weight), s)
+        d = modulated_conv.demodulation_by(squared_norms(weight), s)
         y = (y * d[:, :, None, None]).to(x.dtype)
     if noise is not None:
         y = y + noise.to(y.dtype)
@@ -330,7 +343,7 @@ def modulated_conv2d_act(
     tensors = [t for t in (x, weight, styles, bias, noise) if t is not None]
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     y: Tensor
-    y, _ = _modulated_conv2d_act(
+    y, *_ = _modulated_conv2d_act(
         x,
         weight,
         styles,
@@ -477,7 +490,13 @@ def modulated_conv2d_act_backward(
     check_size(op, "dy", dy, size, x)
     if not Layer(*layer).is_affine:
         check_size(op, "c", c, size, x)
+    w2 = d = x.new_empty(0)
+    if demodulate:
+        with torch.no_grad():
+            w2, d = modulated_conv.demodulation(
+                backends.select(x), weight, styles.to(accumulate_dtype(x.dtype))
+            )
     dx, dweight, dstyles, dbias, dnoise = _modulated_conv2d_act_backward(
-        dy, x, weight, styles, bias, noise, f, c, needs_input, needs_weight, *layer
+        dy, x, weight, styles, bias, noise, f, c, w2, d, needs_input, needs_weight, *layer
     )
     return dx, dweight, dstyles, dbias, dnoise

@@ -88,9 +88,9 @@ def test_both_ways_agree(up: int, act: str, k: int) -> None:
     results = {}
     backends = {FUSED: FusingBackend(), COMPOSED: EagerBackend()}
     for name, backend in backends.items():
-        y, c = modulated_conv.forward(backend, x, weight, styles, bias, noise, f, layer, True)
+        y, *kept = modulated_conv.forward(backend, x, weight, styles, bias, noise, f, layer, True)
         gradients = modulated_conv.backward(
-            backend, dy, x, weight, styles, bias, noise, f, c, layer, True, True
+            backend, dy, x, weight, styles, bias, noise, f, *kept, layer, True, True
         )
         results[name] = (y, *gradients)
     for fused, composed in zip(results[FUSED], results[COMPOSED], strict=True):

@@ -27,6 +27,12 @@ def leaf(*size: int, layout: str = "nchw") -> Tensor:
     return LAYOUTS[layout](torch.randn(size, dtype=torch.float64)).detach().requires_grad_()
 
 
+def demodulation(weight: Tensor, styles: Tensor) -> tuple[Tensor, Tensor]:
+    """What the forward keeps of it."""
+    w2 = weight.detach().square().sum([2, 3]).contiguous()
+    return w2, (styles.detach().square() @ w2.t() + 1e-8).rsqrt()
+
+
 def samples(layout: str) -> dict[str, list[tuple[Any, ...]]]:
     """Arguments for each registered op, by name."""
 
@@ -40,6 +46,7 @@ def samples(layout: str) -> dict[str, list[tuple[Any, ...]]]:
     bare = (x, weight, styles, None, None, None)
     affine = (1, 1, [1, 1, 1, 1], False, True, "linear", 0.0, 1.0, -1.0)
     small = image(2, 4, 3, 2)
+    nothing = torch.empty(0, dtype=torch.float64)
     return {
         "upfirdn2d": [(x, f, *RESAMPLING), (x, None, *RESAMPLING)],
         "bias_act": [(x, b, *ACTIVATION), (x, None, *ACTIVATION)],
@@ -65,8 +72,8 @@ def samples(layout: str) -> dict[str, list[tuple[Any, ...]]]:
         "conv2d_weight_grad": [(x, small, [4, 3, 3, 3], *CONVOLUTION, 1)],
         "modulated_conv2d_act": [(*layer, True, *LAYER), (*bare, True, *affine)],
         "modulated_conv2d_act_backward": [
-            (up, *layer, up.detach(), True, True, *LAYER),
-            (image(2, 4, 5, 4), *bare, torch.empty(0, dtype=torch.float64), True, False, *affine),
+            (up, *layer, up.detach(), *demodulation(weight, styles), True, True, *LAYER),
+            (image(2, 4, 5, 4), *bare, nothing, nothing, nothing, True, False, *affine),
         ],
     }
 

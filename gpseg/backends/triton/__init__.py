@@ -76,7 +76,7 @@ class TritonBackend:
     fused_conv_input_grad = _in("modulated_conv", "fused_conv_input_grad")
     fused_conv_weight_grad = _in("modulated_conv", "fused_conv_weight_grad")
 
-    squared_norms = staticmethod(convolution.squared_norms)
+    squared_norms = staticmethod(convolution.reduced_squared_norms)
     conv2d = staticmethod(convolution.conv2d)
     conv2d_weight_grad = staticmethod(convolution.conv2d_weight_grad)
 
