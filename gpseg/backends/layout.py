@@ -23,10 +23,14 @@ def empty_in_layout_of(x: Tensor, size: Sequence[int], dtype: torch.dtype | None
 
 def in_layout_of(y: Tensor, x: Tensor) -> Tensor:
     """y in x's type and layout."""
-    layout = memory_format_of(x)
-    if y.dtype != x.dtype:
-        y = y.to(x.dtype)
-    return y if y.is_contiguous(memory_format=layout) else y.contiguous(memory_format=layout)
+    return _dense(y, x.dtype, memory_format_of(x))
+
+
+def _dense(t: Tensor, dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
+    """t in this type and layout; asking first costs the host less than conversions that change nothing."""
+    if t.dtype != dtype:
+        t = t.to(dtype)
+    return t if t.is_contiguous(memory_format=layout) else t.contiguous(memory_format=layout)
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -36,12 +40,7 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def for_sums(t: Tensor | None, x: Tensor) -> Tensor | None:
     """A side input of an op on x, in the type that x is accumulated in."""
-    if t is None:
-        return None
-    dtype = accumulate_dtype(x.dtype)
-    if t.dtype != dtype:
-        t = t.to(dtype)
-    return t if t.is_contiguous() else t.contiguous()
+    return None if t is None else _dense(t, accumulate_dtype(x.dtype), torch.contiguous_format)
 
 
 def flattened(x: Tensor, dim: int) -> tuple[int, int, int]:

@@ -302,7 +302,9 @@ def _scores(summary: Summary, shots: int) -> Table:
     memory = "the whole process, with Python and torch"
     if first.startswith("cuda"):
         memory = "what torch had in use on the GPU"
-    where = f" Some cells were computed on {' and '.join(more)}; the last three columns are of those on {first}."
+    where = ""
+    if more:
+        where = f" Some cells were computed on {' and '.join(more)}; the last three columns are of those on {first}."
     return Table(
         counted(shots, "labelled image"),
         [
@@ -321,7 +323,7 @@ def _scores(summary: Summary, shots: int) -> Table:
         hint=(
             f"Mean ± standard deviation over draws. Small parts: classes with less than {100 * SMALL_SHARE:g} % of the "
             f"labelled pixels ({small}). Memory: the peak of {memory}. Images a second in "
-            f"prediction, as measured in passing; read-outs share their method's.{where if more else ''}"
+            f"prediction, as measured in passing; read-outs share their method's.{where}"
         ),
     )
 

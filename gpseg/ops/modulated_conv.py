@@ -87,16 +87,16 @@ def _fake(
     keep: bool,
     *layer: Any,
 ) -> tuple[Tensor, ...]:
-    size, description = _output_size(x, weight, f, _layer(layer)), _layer(layer)
-    y, nothing = empty_in_layout_of(x, size), x.new_empty(0)
-    if not keep:
-        return y, nothing, x.new_empty(0), x.new_empty(0)
-    c = nothing if description.is_affine else empty_in_layout_of(x, size)
-    if not description.demodulate:
-        return y, c, x.new_empty(0), x.new_empty(0)
-    sums = accumulate_dtype(x.dtype)
-    (n, _, *_), (out_c, in_c, *_) = x.shape, weight.shape
-    return y, c, x.new_empty((out_c, in_c), dtype=sums), x.new_empty((n, out_c), dtype=sums)
+    description = _layer(layer)
+    size = _output_size(x, weight, f, description)
+    demodulates, sums = keep and description.demodulate, accumulate_dtype(x.dtype)
+    out_c, in_c = weight.shape[:2]
+    return (
+        empty_in_layout_of(x, size),
+        empty_in_layout_of(x, size) if keep and not description.is_affine else x.new_empty(0),
+        x.new_empty((out_c, in_c), dtype=sums) if demodulates else x.new_empty(0),
+        x.new_empty((x.shape[0], out_c), dtype=sums) if demodulates else x.new_empty(0),
+    )
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
