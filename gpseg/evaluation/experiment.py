@@ -19,9 +19,9 @@ from gpseg.evaluation.cells import Cell, Key, Setting, run_cell, sha256
 from gpseg.evaluation.methods import FLOOR, METHODS
 from gpseg.evaluation.metrics import percent, pooled_iou
 from gpseg.evaluation.other import OtherCollection
+from gpseg.evaluation.outcome import write_outcome
 from gpseg.evaluation.results import Split
 from gpseg.evaluation.segment import TrainConfig, find_generator, open_data
-from gpseg.evaluation.summary import write_summary
 from gpseg.models.checkpoint import load_generator
 from gpseg.processes import in_fresh_process
 from gpseg.training.device import choose_device
@@ -104,7 +104,7 @@ def evaluate(config: EvaluateConfig) -> None:
             setting = _setting(config)
             failed = _compute(folder, _keys(config), setting)
         setting = _stored(config.out)
-        write_summary(config.out, _cells(folder, setting), setting)
+        write_outcome(config.out, _cells(folder, setting), setting)
     if failed:
         first = f"{failed[0].key}: {failed[0].failed}"
         raise RunError(
