@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from gpseg.data import DRAWN_CLASSES, PartFolder, draw_face, drawn, write_drawn
+from gpseg.data import DRAWN_CLASSES, PartFolder, draw_face, write_drawn
+from gpseg.data.drawn import canvas, data_set
 from gpseg.errors import InputError, RunError
 
 
@@ -56,7 +57,7 @@ def test_the_mask_tells_what_is_in_the_picture() -> None:
     better = []
     for index in range(20):
         image, mask = draw_face(2, index, 64)
-        hair, skin = (image[:, mask == part].float() for part in (drawn.HAIR, drawn.SKIN))
+        hair, skin = (image[:, mask == part].float() for part in (canvas.HAIR, canvas.SKIN))
         if min(hair.shape[1], skin.shape[1]) < 40:
             continue
         between = (hair.mean(dim=1) - skin.mean(dim=1)).norm()
@@ -101,7 +102,7 @@ def test_write_drawn_makes_a_data_set(tmp_path: Path) -> None:
 
 def test_writing_again_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_drawn(tmp_path / "drawn", 16, labelled=4, unlabelled=0)
-    monkeypatch.setattr(drawn, "draw_face", None)
+    monkeypatch.setattr(data_set, "draw_face", None)
     assert write_drawn(root, 16, labelled=4, unlabelled=0) == root
     with pytest.raises(InputError, match="holds other data"):
         write_drawn(root, 16, labelled=5, unlabelled=0)
@@ -132,7 +133,7 @@ def test_failure_leaves_nothing_behind(
             raise failure
         return original(seed, index, resolution)
 
-    monkeypatch.setattr(drawn, "draw_face", fail_late)
+    monkeypatch.setattr(data_set, "draw_face", fail_late)
     with pytest.raises(raised):
         write_drawn(tmp_path / "drawn", 16, labelled=4, unlabelled=0)
     assert list(tmp_path.iterdir()) == []
