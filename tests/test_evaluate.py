@@ -408,6 +408,8 @@ def test_validation_never_looks_at_test(home: Path, tmp_path: Path) -> None:
     [
         (["--methods", "magic"], '"magic" is none of majority, unet'),
         (["--shots", "0"], "--shots: give one or more"),
+        (["--draws", "0"], "--draws 0: give 1 or more"),
+        (["--rival-steps", "0"], "--rival-steps 0: give 1 or more"),
         (["--classes", "nowhere.json"], "nowhere.json"),
         (["--draws", "9"], "draw 5 does not exist"),
         (["--shots", "30"], "has only"),

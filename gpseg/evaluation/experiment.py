@@ -24,6 +24,7 @@ from gpseg.evaluation.results import Split
 from gpseg.evaluation.segment import TrainConfig, find_generator, open_data
 from gpseg.models.checkpoint import load_generator
 from gpseg.processes import in_fresh_process
+from gpseg.training.checks import check_least
 from gpseg.training.device import choose_device
 from gpseg.training.distributed import rank_and_count
 from gpseg.training.finetune_config import FinetuneConfig
@@ -78,10 +79,7 @@ class EvaluateConfig:
             raise InputError("--shots: give one or more numbers above 0")
         for shots in self.shots:
             self.tuning.for_labels(shots).check()
-        if self.draws < 1:
-            raise InputError(f"--draws {self.draws}: give 1 or more")
-        if self.rival_steps is not None and self.rival_steps < 1:
-            raise InputError(f"--rival-steps {self.rival_steps}: give 1 or more")
+        check_least(self, 1, "draws", "rival_steps")
         if rank_and_count()[1] > 1:
             raise InputError("torchrun: gpseg.evaluate runs in one process; start it with python")
 

@@ -22,7 +22,7 @@ from gpseg.evaluation.fidelity import Inception, fid, kid
 from gpseg.models.checkpoint import load_generator
 from gpseg.models.segmenter import to_uint8
 from gpseg.models.stylegan2 import Generator, mix_styles
-from gpseg.training.checks import check_seed
+from gpseg.training.checks import check_least, check_seed
 from gpseg.training.device import Precision, choose_device, choose_dtype
 from gpseg.training.pretrain import image_grid
 from gpseg.training.quality import (
@@ -82,21 +82,16 @@ class GenerateConfig:
 
     def check(self) -> None:
         """Raise InputError for values that can't work."""
-        for name, least in (
-            ("count", 0),
-            ("keyframes", 2),
-            ("frames", 1),
-            ("batch", 1),
-        ):
-            if getattr(self, name) < least:
-                raise InputError(f"--{name} {getattr(self, name)}: give {least} or more")
+        check_least(self, 0, "count")
+        check_least(self, 1, "frames", "batch")
+        check_least(self, 2, "keyframes")
         check_seed(self)
         if not self.psi or not all(map(math.isfinite, self.psi)):
             raise InputError("--psi: give one or more numbers, such as 0.7")
         if self.metrics and self.data is None:
             raise InputError("--metrics: say with --data which real images to measure against")
-        if self.metrics and self.metric_images < FEWEST_IMAGES:
-            raise InputError(f"--metric-images {self.metric_images}: give {FEWEST_IMAGES} or more")
+        if self.metrics:
+            check_least(self, FEWEST_IMAGES, "metric_images")
         if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
             raise InputError(f"{self.out}: already there and not empty; give another --out")
 

@@ -20,6 +20,7 @@ from gpseg.atomic import replacing
 from gpseg.data import Classes, Placement, images_in, read_image, read_square
 from gpseg.errors import InputError, RunError
 from gpseg.models.segmenter import Readout, Segmenter
+from gpseg.training.checks import check_least
 from gpseg.training.device import choose_device, choose_dtype
 from gpseg.training.run_folder import Interrupted, stop_requests
 
@@ -58,8 +59,7 @@ class PredictConfig:
 
     def check(self) -> None:
         """Raise InputError for values that can't work."""
-        if self.batch < 1:
-            raise InputError(f"--batch {self.batch}: give a number above 0")
+        check_least(self, 1, "batch")
         if self.overwrite and self.resume:
             raise InputError("--overwrite and --resume: give one of them")
         if not self.images:

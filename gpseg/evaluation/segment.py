@@ -33,7 +33,7 @@ from gpseg.models.segmenter import Segmenter
 from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig
 from gpseg.training import distributed
 from gpseg.training.batches import TrainingSet
-from gpseg.training.checks import check_positive
+from gpseg.training.checks import check_least, check_positive
 from gpseg.training.device import choose_device, choose_dtype
 from gpseg.training.distributed import ALONE, Ranks
 from gpseg.training.finetune import Finetuner, finetune
@@ -88,11 +88,8 @@ class TrainConfig:
     def check(self) -> None:
         """Raise InputError for values that can't work."""
         self.tuning.for_labels(self.shots).check()
-        for name, least in (("shots", 1), ("draw", 0), ("unet_steps", 0)):
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: give {least} or more"
-                )
+        check_least(self, 1, "shots")
+        check_least(self, 0, "draw", "unet_steps")
         check_positive(self, "pretrain_kimg", "rank_timeout")
 
 

@@ -18,6 +18,12 @@ def check_not_negative(options: object, *names: str) -> None:
     _check(options, names, lambda value: 0 <= value < math.inf, "0 or more")
 
 
+def check_least(options: object, least: int, *names: str) -> None:
+    """Raise InputError unless each of these options is `least` or more; one that is None isn't given."""
+    given = tuple(name for name in names if getattr(options, name) is not None)
+    _check(options, given, lambda value: least <= value, f"{least} or more")
+
+
 def check_share(options: object, *names: str) -> None:
     """Raise InputError unless each of these options is from 0 to 1."""
     _check(options, names, lambda value: 0 <= value <= 1, "a number from 0 to 1")
