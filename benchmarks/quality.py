@@ -5,6 +5,7 @@
 prints the table of docs/pretraining.md.
 """
 
+import argparse
 import math
 from collections.abc import Callable
 
@@ -107,6 +108,7 @@ def faces(first: int, count: int, side: int) -> Tensor:
 
 def main() -> None:
     """Print the table."""
+    argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__).parse_args()
     reals, others = faces(0, COUNT, SIDE), faces(COUNT, COUNT, SIDE)
     quality = Quality([reals])
     print(f"| damage | {' | '.join(MEASURES)} |")

@@ -50,7 +50,8 @@ class ConvertConfig:
     truncation_psi: float = 1.0
     """Of an exported generator: 1 for all the variety it has, towards 0 for images nearer to its mean."""
     readout: Readout | None = None
-    """How an exported segmenter reads classes off; default: what was better in validation."""
+    """How an exported segmenter reads classes off; default: what was better in validation,
+    fusion where there was none."""
     keep_ops: bool = False
     """Keep gpseg's operators in a .pt2: as fast as gpseg itself, but no gradients, and whoever loads it
     has to import gpseg.ops first."""

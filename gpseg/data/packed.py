@@ -49,7 +49,7 @@ class UnlabelledImages:
         progress: show a progress bar while reading many.
 
     Raises:
-        InputError: images can't be read (all are named), or the cache folder can't be used.
+        InputError: images can't be read (the first hundred are named), or the cache folder can't be used.
         RunError: the disk is full.
     """
 

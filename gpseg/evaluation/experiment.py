@@ -49,7 +49,7 @@ class EvaluateConfig:
     """Folder for cells and report. Running the same command again continues with the cells that are missing; options may
     not differ then, but for --methods, --shots, --draws and --device."""
     methods: list[str] = field(default_factory=lambda: [*METHODS])
-    """What to compare; the floor always is."""
+    """What to compare; majority always is."""
     shots: list[int] = field(default_factory=lambda: [1, 5, 10])
     """Numbers of labelled images to train on."""
     draws: int = 5
@@ -57,7 +57,7 @@ class EvaluateConfig:
     split: Split = "test"
     """What to score on: test, or val, so that settings can be chosen without looking at test."""
     jitter: bool = True
-    """Also score on images that are moved, blurred, noisy, compressed and grey."""
+    """Whether to score also on images that are moved or damaged, and as if from another collection."""
     other_data: Path | None = None
     """Data set of the same kind of images from another source: each method is scored there too, on its test images, or on all
     if it has no splits.json. "of" in its classes.json says which classes of --data a class takes in."""

@@ -45,7 +45,8 @@ class PredictConfig:
     """Also write the class probabilities, to probabilities/ in the folder: .npz with
     "probabilities", float16 [classes, height, width], and "names"."""
     readout: Readout | None = None
-    """How classes are read off the segmenter; default: the one that was better in validation."""
+    """How classes are read off the segmenter; default: the one that was better in validation,
+    fusion where there was none."""
     flip: bool = False
     """Take the mean of what is made of an image and of its mirror image: twice the time."""
     batch: int = 16

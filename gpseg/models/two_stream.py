@@ -28,11 +28,11 @@ from gpseg.nn import Conv2d, ZeroProjection
 def far_apart_palette(num_classes: int) -> Tensor:
     """Colours [K, 3] in −1 … 1: black, then each as far from those before as possible.
 
-    Corners of the colour cube come first, then a grid of 5 levels; up to 125 classes.
+    Corners of the colour cube come first, then a grid of 5 levels, or of 7 where that has too few.
     """
     corners, grid = (
         torch.tensor(list(product(torch.linspace(-1, 1, levels).tolist(), repeat=3)))
-        for levels in (2, 5)
+        for levels in (2, 5 if num_classes <= 5**3 else 7)
     )
     chosen = corners[:1]
     while len(chosen) < num_classes:

@@ -33,6 +33,12 @@ ACTIVATIONS = {
 }
 
 
+def check_activation(op: str, act: str) -> None:
+    """Raise ValueError for an unknown activation."""
+    if act not in ACTIVATIONS:
+        raise ValueError(f"{op}: unknown activation {act!r}; there are: {', '.join(ACTIVATIONS)}")
+
+
 def activation_arguments(
     op: str, act: str, alpha: float | None, gain: float | None, clamp: float | None
 ) -> tuple[str, float, float, float]:
@@ -41,8 +47,7 @@ def activation_arguments(
     Raises:
         ValueError: unknown activation, or a negative clamp.
     """
-    if act not in ACTIVATIONS:
-        raise ValueError(f"{op}: unknown activation {act!r}; there are: {', '.join(ACTIVATIONS)}")
+    check_activation(op, act)
     if clamp is not None and not clamp >= 0:
         raise ValueError(f"{op}: clamp must be at least 0, got {clamp}")
     defaults = ACTIVATIONS[act]
@@ -229,9 +234,10 @@ def bias_act_backward(
 
     Raises:
         TypeError: a tensor is not floating.
-        ValueError: a size, device or dim does not fit.
+        ValueError: a size, device, dim or activation does not fit.
     """
     dim = _checked_dim("bias_act_backward", x, b, dim)
+    check_activation("bias_act_backward", act)
     check_size("bias_act_backward", "dy", dy, x.shape, x)
     dx, db = _bias_act_backward(dy, x, b, dim, act, alpha, gain, clamp)
     return dx, db
@@ -261,10 +267,11 @@ def bias_act_double_backward(
 
     Raises:
         TypeError: a tensor is not floating.
-        ValueError: a size, device or dim does not fit, or ddb is given without b.
+        ValueError: a size, device, dim or activation does not fit, or ddb is given without b.
     """
     op = "bias_act_double_backward"
     dim = _checked_dim(op, x, b, dim)
+    check_activation(op, act)
     check_size(op, "dy", dy, x.shape, x)
     if ddx is not None:
         check_size(op, "ddx", ddx, x.shape, x)

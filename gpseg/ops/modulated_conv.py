@@ -19,7 +19,7 @@ from gpseg.ops.arguments import (
     check_size,
     filter_padding,
 )
-from gpseg.ops.bias_act import activation_arguments, bias_act
+from gpseg.ops.bias_act import activation_arguments, bias_act, check_activation
 from gpseg.ops.convolution import (
     check_factors,
     check_weight,
@@ -478,12 +478,13 @@ def modulated_conv2d_act_backward(
 
     Raises:
         TypeError: a tensor is not floating, or weight's type is not x's.
-        ValueError: a size, factor, padding or device does not fit.
+        ValueError: a size, factor, padding, device or activation does not fit.
     """
     op = "modulated_conv2d_act_backward"
     check_images(op, "x", x)
     check_images(op, "weight", weight)
     check_weight(op, x, weight, 1)
+    check_activation(op, act)
     pads = filter_padding(padding)
     layer = (up, down, pads, demodulate, flip_weight, act, alpha, gain, clamp)
     size = _checked_size(op, x, weight, styles, bias, noise, f, Layer(*layer))

@@ -162,19 +162,40 @@ def upfirdn2d(
         TypeError: x or f is not a floating tensor.
         ValueError: a size, factor, padding or device does not fit; the message says which.
     """
-    check_images("upfirdn2d", "x", x)
-    check_filter("upfirdn2d", f, x)
+    taps = _checked_taps("upfirdn2d", x, f)
     up_xy, down_xy = pair("up", up, least=1), pair("down", down, least=1)
-    pads = filter_padding(padding)
-    _, _, out_h, out_w = filtered_size(x.shape, filter_taps(f), up_xy, down_xy, pads)
+    return _filtered(
+        "upfirdn2d", x, f, taps, up_xy, down_xy, filter_padding(padding), flip_filter, gain
+    )
+
+
+def _checked_taps(op: str, x: Tensor, f: Tensor | None) -> tuple[int, int]:
+    """Height and width of a filter that is one for images x."""
+    check_images(op, "x", x)
+    check_filter(op, f, x)
+    return filter_taps(f)
+
+
+def _filtered(
+    op: str,
+    x: Tensor,
+    f: Tensor | None,
+    taps: tuple[int, int],
+    up: tuple[int, int],
+    down: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    flip_filter: bool,
+    gain: float,
+) -> Tensor:
+    _, _, out_h, out_w = filtered_size(x.shape, taps, up, down, padding)
     if out_h < 1 or out_w < 1:
         raise ValueError(
-            f"upfirdn2d: the result would be {out_h} x {out_w}; an input of {x.shape[2]} x {x.shape[3]} with"
-            f" up={up}, padding={padding} is smaller than the filter of {filter_taps(f)} taps"
+            f"{op}: the result would be {out_h} x {out_w}; an input of {x.shape[2]} x {x.shape[3]} with"
+            f" up={up}, padding={padding} is smaller than the filter of {taps} taps"
         )
     if f is not None and gain != 1:
         f, gain = f * abs(gain) ** (f.ndim / 2), math.copysign(1, gain)
-    y: Tensor = _upfirdn2d(x, f, up_xy, down_xy, pads, flip_filter, float(gain))
+    y: Tensor = _upfirdn2d(x, f, up, down, padding, flip_filter, float(gain))
     return y
 
 
@@ -182,10 +203,10 @@ def filter2d(
     x: Tensor, f: Tensor | None, padding: Padding = 0, flip_filter: bool = False, gain: float = 1
 ) -> Tensor:
     """Filter at the same resolution; arguments as in `upfirdn2d`, `padding` on top of what keeps the size."""
-    fh, fw = filter_taps(f)
+    fh, fw = taps = _checked_taps("filter2d", x, f)
     px0, px1, py0, py1 = filter_padding(padding)
     pads = (px0 + fw // 2, px1 + (fw - 1) // 2, py0 + fh // 2, py1 + (fh - 1) // 2)
-    return upfirdn2d(x, f, padding=pads, flip_filter=flip_filter, gain=gain)
+    return _filtered("filter2d", x, f, taps, (1, 1), (1, 1), pads, flip_filter, gain)
 
 
 def upsample2d(
@@ -197,11 +218,10 @@ def upsample2d(
     gain: float = 1,
 ) -> Tensor:
     """Upsample `up` times, keeping the mean; arguments as in `upfirdn2d`, `padding` on top of what up needs."""
-    upx, upy = pair("up", up, least=1)
-    pads = up_padding(filter_padding(padding), filter_taps(f), (upx, upy))
-    return upfirdn2d(
-        x, f, up=(upx, upy), padding=pads, flip_filter=flip_filter, gain=gain * upx * upy
-    )
+    taps = _checked_taps("upsample2d", x, f)
+    upx, upy = up_xy = pair("up", up, least=1)
+    pads = up_padding(filter_padding(padding), taps, up_xy)
+    return _filtered("upsample2d", x, f, taps, up_xy, (1, 1), pads, flip_filter, gain * upx * upy)
 
 
 def downsample2d(
@@ -213,6 +233,7 @@ def downsample2d(
     gain: float = 1,
 ) -> Tensor:
     """Downsample `down` times; arguments as in `upfirdn2d`, `padding` on top of what down needs."""
+    taps = _checked_taps("downsample2d", x, f)
     down_xy = pair("down", down, least=1)
-    pads = down_padding(filter_padding(padding), filter_taps(f), down_xy)
-    return upfirdn2d(x, f, down=down_xy, padding=pads, flip_filter=flip_filter, gain=gain)
+    pads = down_padding(filter_padding(padding), taps, down_xy)
+    return _filtered("downsample2d", x, f, taps, (1, 1), down_xy, pads, flip_filter, gain)

@@ -160,7 +160,7 @@ class PretrainConfig:
     style_mixing: float = 0.9
     """Probability that two latents share the layers of a batch."""
     mirror: bool = True
-    """Mirror every other image."""
+    """Whether images are mirrored, every other one on average."""
     augment: Literal["ada", "diffaug", "none"] = "diffaug"
     """Augmentation of what the discriminator sees: colour, translation, cutout (DiffAugment); or flips, turns, warps
     and colours, as often as its overfitting asks for (ada); or none. Wanted below some ten thousand images or in long

@@ -196,6 +196,14 @@ def test_the_gradients_refuse(
         ops.bias_act_double_backward(X, None, dy, X, b, dim, *SWISH)
 
 
+def test_the_gradients_refuse_an_unknown_activation() -> None:
+    gelu = ("gelu", *SWISH[1:])
+    with pytest.raises(ValueError, match="bias_act_backward: unknown activation 'gelu'"):
+        ops.bias_act_backward(X, X, B, 1, *gelu)
+    with pytest.raises(ValueError, match="bias_act_double_backward: unknown activation 'gelu'"):
+        ops.bias_act_double_backward(X, None, X, X, B, 1, *gelu)
+
+
 @pytest.mark.parametrize(
     ("ddx", "ddb", "b", "message"),
     [

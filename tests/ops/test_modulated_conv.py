@@ -382,6 +382,11 @@ def test_the_gradient_refuses(
         gradient(LAYER, **tensors)
 
 
+def test_the_gradient_refuses_an_unknown_activation() -> None:
+    with pytest.raises(ValueError, match="unknown activation 'gelu'"):
+        gradient((*LAYER[:5], "gelu", *LAYER[6:]))
+
+
 def test_an_affine_layers_gradient_needs_no_convolution() -> None:
     dx, dweight, dstyles, dbias, dnoise = gradient(AFFINE, c=torch.empty(0))
     assert (dx.shape, dweight.shape, dstyles.shape) == (X.shape, W.shape, S.shape)

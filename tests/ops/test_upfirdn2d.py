@@ -277,3 +277,20 @@ X = torch.zeros(1, 2, 6, 6)
 def test_refuses(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ops.upfirdn2d(**{"x": X, "f": None, **arguments})
+
+
+@pytest.mark.parametrize("op", ["filter2d", "upsample2d", "downsample2d"])
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"x": X.tolist()}, TypeError, "x must be a tensor, got list"),
+        ({"f": [1, 3, 3, 1]}, TypeError, "the filter must be a tensor, got list"),
+        ({"f": torch.tensor(1.0)}, ValueError, "the filter must be"),
+        ({"padding": -6}, ValueError, "the result would be"),
+    ],
+)
+def test_helpers_refuse_in_their_own_name(
+    op: str, arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=f"{op}: {message}"):
+        getattr(ops, op)(**{"x": X, "f": None, **arguments})
