@@ -192,6 +192,13 @@ Upfirdn2d upfirdn2d_of(const Tensor& x, const OptionalTensor& f, const std::vect
                        const std::vector<int64_t>& down, const std::vector<int64_t>& padding,
                        bool flip_filter, double gain, const Tensor& y) {
   const Images images = images_of(x);
+  STD_TORCH_CHECK(y.dim() == 4, "gpseg: a result [N, C, H, W] expected");
+  STD_TORCH_CHECK(up.size() == 2 && down.size() == 2 && padding.size() == 4,
+                  "gpseg: two factors each and four paddings expected");
+  STD_TORCH_CHECK(std::min({up[0], up[1], down[0], down[1]}) >= 1,
+                  "gpseg: factors of at least 1 expected");
+  STD_TORCH_CHECK(!f.has_value() || ((f->dim() == 1 || f->dim() == 2) && f->numel() > 0),
+                  "gpseg: a filter [taps] or [fh, fw] expected");
   const Axis along_x{x.size(3), y.size(3), up[0], down[0], padding[0]};
   const Axis along_y{x.size(2), y.size(2), up[1], down[1], padding[2]};
   const DType dtype = dtype_of(x);
@@ -317,6 +324,9 @@ void fused_conv_op(const Tensor& x, const Tensor& weight, const OptionalTensor& 
 WinogradInput winograd_input(const Tensor& x, const OptionalTensor& style, const Tensor& y,
                              int64_t stride, const std::vector<int64_t>& padding, bool transposed) {
   const DType dtype = dtype_of(x);
+  STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4 && y.size(0) == x.size(0),
+                  "gpseg: winograd serves as many results [N, C, H, W] as images");
+  STD_TORCH_CHECK(padding.size() == 2, "gpseg: two paddings expected");
   const int64_t n = x.size(0), in_c = x.size(1), out_c = y.size(1);
   const Resampling resampling = stride == 1  ? Resampling::none
                                 : transposed ? Resampling::up
@@ -330,6 +340,12 @@ WinogradInput winograd_input(const Tensor& x, const OptionalTensor& style, const
                       (padding[0] == 0 && padding[1] == 0 && y.size(2) == 2 * x.size(2) + 1 &&
                        y.size(3) == 2 * x.size(3) + 1),
                   "gpseg: winograd serves transposed convolutions without padding");
+  for (int i = 0; i < 2 && resampling != Resampling::up; ++i) {
+    const int64_t beyond = 2 * padding[i] - 2;  // how much larger the result is than the image
+    const int64_t size = x.size(2 + i) + (transposed ? -beyond : beyond);
+    STD_TORCH_CHECK(y.size(2 + i) == (size - 1) / stride + 1,
+                    "gpseg: the result's size is not that of this convolution");
+  }
   // transposed, at stride 1, is the mirrored kernel, which reaches beyond the edge by what the
   // other one leaves out
   const bool mirrored = transposed && stride == 1;

@@ -20,6 +20,12 @@ constexpr int64_t kPage = int64_t{2} << 20;  // bytes of a huge page
 
 int64_t pages_of(int64_t bytes) { return (bytes + kPage - 1) / kPage; }
 
+Block allocated(int64_t bytes) {
+  return {::operator new(static_cast<size_t>(bytes), std::align_val_t{kPage}), bytes};
+}
+
+void free_allocated(const Block& block) { ::operator delete(block.start, std::align_val_t{kPage}); }
+
 int64_t default_limit() {
   constexpr int64_t most = int64_t{1} << 30;
 #if defined(__linux__)
@@ -147,15 +153,19 @@ class Pool {
     return best.page >= 0 ? best : Place{map(pages), 0};
   }
 
-  // A new region for a block; its index.
-  size_t map(int64_t pages) {
-    pages = std::max(pages, kRegion);
-    const int64_t bytes = pages * kPage, room = bytes + kPage;
-    void* const mapped = mmap(nullptr, static_cast<size_t>(room), PROT_READ | PROT_WRITE,
-                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  // A new region for a block; its index. Where memory is tight, no larger than it has to be.
+  size_t map(int64_t needed) {
+    int64_t pages = std::max(needed, kRegion);
+    void* mapped = mapped_pages(pages + 1);
+    if (mapped == MAP_FAILED) {
+      shrink(0);
+      pages = needed;
+      mapped = mapped_pages(pages + 1);
+    }
     if (mapped == MAP_FAILED) {
       throw std::bad_alloc();
     }
+    const int64_t bytes = pages * kPage, room = bytes + kPage;
     char* start = static_cast<char*>(mapped);
     const int64_t before = (kPage - reinterpret_cast<intptr_t>(start) % kPage) % kPage;
     if (before > 0) {
@@ -168,6 +178,11 @@ class Pool {
 #endif
     regions_.push_back({start, std::vector<Page>(static_cast<size_t>(pages), kFresh)});
     return regions_.size() - 1;
+  }
+
+  static void* mapped_pages(int64_t pages) {
+    return mmap(nullptr, static_cast<size_t>(pages * kPage), PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   }
 
   std::vector<Region> regions_;
@@ -188,12 +203,18 @@ Pool& pool() {
 }  // namespace
 
 Block take(int64_t bytes) {
+  if (limit() == 0) {
+    return allocated(bytes);
+  }
   Pool& p = pool();
   const std::lock_guard lock(p.mutex);
   return p.take(pages_of(bytes));
 }
 
 void give(const Block& block) {
+  if (limit() == 0) {
+    return free_allocated(block);
+  }
   Pool& p = pool();
   const std::lock_guard lock(p.mutex);
   p.give(block);
@@ -213,12 +234,9 @@ void clear() {
 
 #else  // elsewhere nothing is kept
 
-Block take(int64_t bytes) {
-  bytes = pages_of(bytes) * kPage;
-  return {::operator new(static_cast<size_t>(bytes), std::align_val_t{kPage}), bytes};
-}
+Block take(int64_t bytes) { return allocated(bytes); }
 
-void give(const Block& block) { ::operator delete(block.start, std::align_val_t{kPage}); }
+void give(const Block& block) { free_allocated(block); }
 
 int64_t kept() { return 0; }
 

@@ -10,7 +10,7 @@
 namespace gpseg::pool {
 
 // At most so many bytes are kept: the environment variable GPSEG_CPU_CACHE_MB, by default a
-// sixteenth of the memory, or 1 GiB if that is less.
+// sixteenth of the memory, or 1 GiB if that is less. With 0 all is left to malloc.
 int64_t limit();
 
 struct Block {

@@ -155,7 +155,9 @@ def _sample_product(weights: Tensor, x: Tensor) -> Tensor:
 
 def _pixel_products(dc: Tensor, x: Tensor) -> Tensor:
     """Σ dc · x over the pixels, `[N, O, I]`."""
-    return torch.bmm(_pixels(in_layout_of(dc, x)), _pixels(x).transpose(1, 2))
+    # float16 has no room for the sum over a large image
+    sums = torch.float32 if x.dtype == torch.float16 else x.dtype
+    return torch.bmm(_pixels(in_layout_of(dc, x)).to(sums), _pixels(x).to(sums).transpose(1, 2))
 
 
 class CppBackend(CompiledBackend):

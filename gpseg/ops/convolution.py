@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gpseg import backends
@@ -24,8 +25,11 @@ _here = threading.local()
 
 
 def weight_grad_is_off() -> bool:
-    """Whether `no_weight_grad` is in force, in this thread not undone by `weight_grad`."""
-    return bool(_off) and not getattr(_here, "on", False)
+    """Whether `no_weight_grad` is in force, in this thread not undone by `weight_grad`.
+
+    Never for what torch.compile traces: its graphs hold no such state, and would stay without the gradient.
+    """
+    return bool(_off) and not getattr(_here, "on", False) and not torch.compiler.is_compiling()
 
 
 @contextmanager

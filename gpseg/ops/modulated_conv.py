@@ -341,7 +341,7 @@ def modulated_conv2d_act(
     if x.dtype == torch.float16 and demodulate:
         weight, styles = _prenormalised(weight, styles)
     tensors = [t for t in (x, weight, styles, bias, noise) if t is not None]
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    keep = torch.is_grad_enabled() and (any(t.requires_grad for t in tensors) or _transformed())
     y: Tensor
     y, *_ = _modulated_conv2d_act(
         x,
@@ -359,6 +359,14 @@ def modulated_conv2d_act(
         *activation,
     )
     return y
+
+
+def _transformed() -> bool:
+    """Whether this is within vmap, where a tensor does not tell whether those that it is a batch of want a gradient."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
 def _checked_size(

@@ -847,6 +847,55 @@ class TestPool:
             result = in_python(code, GPSEG_CPU_CACHE_MB=megabytes)
             assert (result.stdout.strip(), result.stderr) == (kept, "")
 
+    def test_with_none_kept_workspaces_are_malloc_s_too(self) -> None:
+        result = in_python(
+            "from pathlib import Path\n"
+            "def mapped():\n"
+            "    lines = Path('/proc/self/status').read_text().splitlines()\n"
+            "    return next(int(l.split()[1]) >> 10 for l in lines if l.startswith('VmPeak'))\n"
+            "image, w = torch.ones(1, 32, 16, 16), torch.ones(32, 32, 3, 3)\n"
+            "ops.conv2d_resample(image[:, :3], w[:, :3], padding=1)\n"  # by torch's
+            "before = mapped()\n"
+            "y = ops.conv2d_resample(image, w, padding=1)\n"
+            "assert abs(y[0, 0, 5, 5] - 9 * 32) < 0.01 and mapped() - before < 128\n",
+            GPSEG_CPU_CACHE_MB="0",
+        )
+        assert (result.returncode, result.stderr) == (0, "")
+
+    def test_where_memory_is_tight_it_takes_no_more_than_it_has_to(self) -> None:
+        result = in_python(
+            "import resource\n"
+            "from pathlib import Path\n"
+            "y = ops.bias_act(x[:8])\n"
+            "mapped = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
+            "room = mapped + (100 << 20)\n"
+            "resource.setrlimit(resource.RLIMIT_AS, (room, room))\n"
+            "y, z = ops.bias_act(x), ops.bias_act(x)\n"
+            "assert (y == 1).all() and (z == 1).all()\n"
+        )
+        assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("op", "arguments"),
+    [
+        (
+            "conv2d_weight_grad",
+            (torch.ones(4, 32, 8, 8), torch.ones(1, 32, 8, 8), [32, 32, 3, 3], [1, 1], [1, 1], 1),
+        ),
+        (
+            "conv2d_weight_grad",
+            (torch.ones(4, 32, 8, 8), torch.ones(4, 32, 24, 24), [32, 32, 3, 3], [1, 1], [1, 1], 1),
+        ),
+        ("upfirdn2d", (torch.ones(1, 2, 8, 8), None, [0, 1], [1, 1], [8, 8, 0, 0], False, 1.0)),
+        ("upfirdn2d", (torch.ones(1, 2, 8, 8), torch.ones(0), [1, 1], [1, 1], [0] * 4, False, 1.0)),
+    ],
+)
+def test_registered_ops_refuse_what_does_not_fit(op: str, arguments: tuple[object, ...]) -> None:
+    """They are what exported graphs call, past the checks of gpseg.ops."""
+    with pytest.raises((RuntimeError, ValueError)):
+        getattr(torch.ops.gpseg, op)(*arguments)
+
 
 class TestSquaredNorms:
     """Σ weight² over the taps, of weights in any layout."""

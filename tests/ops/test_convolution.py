@@ -161,6 +161,25 @@ def test_no_weight_grad(backend: str) -> None:
     assert torch.autograd.grad(score, w)[0].any(), "weights take gradients again after the context"
 
 
+@pytest.mark.parametrize("modulated", [False, True])
+def test_no_weight_grad_leaves_no_trace_in_compiled_graphs(modulated: bool) -> None:
+    torch.compiler.reset()
+    x = torch.randn(2, 4, 6, 6, requires_grad=True)
+    w, s = torch.randn(3, 4, 3, 3, requires_grad=True), torch.randn(2, 4)
+
+    def layer(x: Tensor, w: Tensor) -> Tensor:
+        if modulated:
+            return ops.modulated_conv2d_act(x, w, s, padding=1)
+        return ops.conv2d_resample(x, w, padding=1)
+
+    compiled = torch.compile(layer, backend="aot_eager")
+    with ops.no_weight_grad():
+        compiled(x, w).sum().backward(inputs=x)
+    got = torch.autograd.grad(compiled(x, w).sum(), (x, w))
+    for g, want in zip(got, torch.autograd.grad(layer(x, w).sum(), (x, w)), strict=True):
+        torch.testing.assert_close(g, want)
+
+
 def test_no_weight_grad_ends_with_an_exception() -> None:
     x, w = torch.randn(1, 1, 3, 3), torch.randn(1, 1, 3, 3, requires_grad=True)
     with pytest.raises(KeyError), ops.no_weight_grad():

@@ -391,3 +391,25 @@ def test_an_affine_layers_gradient_needs_no_convolution() -> None:
     dx, dweight, dstyles, dbias, dnoise = gradient(AFFINE, c=torch.empty(0))
     assert (dx.shape, dweight.shape, dstyles.shape) == (X.shape, W.shape, S.shape)
     assert dbias.numel() == dnoise.numel() == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("out_c", [3, 8])
+@pytest.mark.parametrize("weights", [True, False], ids=["weights too", "styles alone"])
+def test_float16_sums_over_large_images(backend: str, out_c: int, weights: bool) -> None:
+    """Of ToRGB's gradients: more pixels than float16 can count, cancelled by the weights and by small styles."""
+    if is_slow(backend):
+        pytest.skip("262,144 pixels in an emulator")
+    x = torch.ones(1, 16, 512, 512).half() + 0.1 * torch.randn(16, 1, 1).half()
+    w = (torch.randn(out_c, 16, 1, 1) / 512).requires_grad_(weights)
+    s = torch.full((1, 16), 0.01).requires_grad_()
+
+    def gradients(x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        y = ops.modulated_conv2d(x, w, s, demodulate=False)
+        return torch.autograd.grad(y, (s, w) if weights else (s,), torch.ones_like(y))
+
+    wanted = gradients(x.float(), w)
+    with ops.use_backend(backend):
+        got = gradients(x, w.detach().half().requires_grad_(weights))
+    for g, want in zip(got, wanted, strict=True):
+        assert relative_rms(g, want) < 5e-3

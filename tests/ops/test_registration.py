@@ -274,6 +274,17 @@ def test_vmap() -> None:
     torch.testing.assert_close(y, torch.stack([ops.conv2d_resample(i, w, padding=1) for i in x]))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("op", [ops.modulated_conv2d, ops.modulated_conv2d_act])
+def test_backward_of_a_vmap(op: Any) -> None:
+    """Within it, a batch of styles does not say that it wants a gradient."""
+    x, w = torch.randn(2, 4, 5, 5), torch.randn(6, 4, 3, 3)
+    s = torch.randn(3, 2, 4, requires_grad=True)
+    (got,) = torch.autograd.grad(torch.vmap(lambda s: op(x, w, s, padding=1))(s).sin().sum(), s)
+    (want,) = torch.autograd.grad(sum(op(x, w, i, padding=1).sin().sum() for i in s), s)
+    torch.testing.assert_close(got, want)
+
+
 class OwnJvp(torch.autograd.Function):
     """An op whose user says what its forward-mode derivative is."""
 
