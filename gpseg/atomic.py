@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -9,6 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gpseg.errors import RunError
+
+_LONGEST = 200  # bytes; a file system takes 255, to which a temporary name adds some
+
+
+def _short(name: str) -> str:
+    """The name, or what stands for one so long that nothing can be added to it."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= _LONGEST else hashlib.sha256(encoded).hexdigest()
 
 
 @contextlib.contextmanager
@@ -27,7 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         RunError: if the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{_short(path.name)}.{os.getpid()}.tmp")
     try:
         with one_line_if_disk_full(path):
             yield temporary

@@ -83,6 +83,8 @@ def _fail(message: str, code: int) -> int:
 def _interruption(command: str, args: list[str], error: KeyboardInterrupt) -> str:
     if not isinstance(error, Interrupted):
         return "interrupted"
+    if error.within:
+        return f"interrupted; {error.folder} holds the state, the same command continues"
     kept = [arg for arg in args if arg != "--resume"]
     if not any(arg == "--out" or arg.startswith("--out=") for arg in kept):
         kept += ["--out", str(error.folder)]

@@ -1,6 +1,7 @@
 """`python -m gpseg.convert`: weights and networks from one kind of file to another."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,11 @@ def convert(config: ConvertConfig) -> None:
         raise InputError(
             f"{config.source} to {config.target}: no such conversion; there are {known}"
         )
+    of_graphs = config.readout is not None or config.truncation_psi != 1 or config.keep_ops
+    if of_graphs and config.target.suffix == ".safetensors":
+        raise InputError(
+            "--readout, --truncation-psi and --keep-ops are for .pt2 and .onnx; leave them out"
+        )
     if config.target.is_dir():
         raise InputError(f"{config.target}: is a folder; give a file")
     if config.target.exists() and config.source.exists() and config.target.samefile(config.source):
@@ -125,7 +131,13 @@ _CONVERSIONS: dict[tuple[str, str], Callable[[ConvertConfig], None]] = {
 
 def _graph(config: ConvertConfig) -> Graph:
     if stage_of(config.source, GENERATOR_STAGE, SEGMENTER_STAGE) == SEGMENTER_STAGE:
+        if config.truncation_psi != 1:
+            raise InputError("--truncation-psi: a segmenter has none; leave it out")
         return export_segmenter(Segmenter.load(config.source), config.readout)
+    if config.readout is not None:
+        raise InputError("--readout: a generator has none; leave it out")
+    if not math.isfinite(config.truncation_psi):
+        raise InputError(f"--truncation-psi {config.truncation_psi}: give a number such as 0.7")
     generator, *_ = load_generator(config.source)
     return export_generator(generator, config.truncation_psi)
 

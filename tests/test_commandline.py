@@ -142,6 +142,13 @@ def test_an_interrupted_run_says_how_to_go_on(given, capsys):
     )
 
 
+def test_an_interrupted_part_of_a_job_says_how_to_go_on(capsys):
+    error = Interrupted(Path("run 1"), within=True)
+    assert outcome(raising(error), "--data", "x", "--out", "y") == 130
+    line = capsys.readouterr().err
+    assert line == "interrupted; run 1 holds the state, the same command continues\n"
+
+
 def test_bugs_keep_their_traceback():
     with pytest.raises(ZeroDivisionError):
         run("gpseg.command", Options, raising(ZeroDivisionError()), "", ["--data", "x"])

@@ -100,6 +100,14 @@ def test_the_readme_s_example_of_onnxruntime(folder: Path, gpseg_convert: Call) 
         (["other.safetensors", "g.pt2"], 'stage "something-else", "generator-pretraining" or'),
         (["cut.safetensors", "g.onnx"], "cut.safetensors: damaged"),
         (["segmenter.safetensors", "g.onnx", "--keep-ops"], "--keep-ops: ONNX has no such"),
+        (["segmenter.safetensors", "g.pt2", "--truncation-psi", "0.7"], "--truncation-psi: a"),
+        (["generator.safetensors", "g.pt2", "--readout", "palette"], "--readout: a generator"),
+        (
+            ["generator.safetensors", "g.pt2", "--truncation-psi", "nan"],
+            "--truncation-psi nan: give",
+        ),
+        (["generator.safetensors", "g.safetensors", "--keep-ops"], "are for .pt2 and .onnx"),
+        ([".", "g.safetensors"], "no such conversion"),
         (["generator.safetensors", "cut.safetensors/g.pt2"], "cut.safetensors can't be made"),
     ],
 )

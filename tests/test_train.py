@@ -137,12 +137,22 @@ def test_without_a_generator_one_is_trained_and_used_again(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    options = ["--data", str(home / "faces"), "--resolution", "16", "--pretrain-kimg", "0.032"]
+    faces = shutil.copytree(home / "faces", tmp_path / "faces")
+    options = ["--data", str(faces), "--resolution", "16", "--pretrain-kimg", "0.032"]
     assert train([*options, *SMALL]) == 0
     (made,) = (tmp_path / "runs").glob("generator-*/generator.safetensors")
     written = made.stat().st_mtime_ns
     assert train([*options, *SMALL]) == 0
     assert made.stat().st_mtime_ns == written
+    # with other images held out, that one has seen what it would be tested on
+    splits = json.loads((faces / "splits.json").read_text())
+    shown = splits["few_shot_draws"][0][:3]
+    moved = next(stem for stem in splits["train_pool"] if stem not in shown)
+    splits["train_pool"].remove(moved)
+    splits |= {"test": [moved], "few_shot_draws": [shown]}
+    (faces / "splits.json").write_text(json.dumps(splits))
+    assert train([*options, *SMALL]) == 0
+    assert len([*(tmp_path / "runs").glob("generator-*")]) == 2
 
 
 @pytest.mark.parametrize(
@@ -156,6 +166,7 @@ def test_without_a_generator_one_is_trained_and_used_again(
         ({"--resolution": "32"}, "--resolution 32"),
         ({"--steps": "0"}, "--steps 0"),
         ({"--device": "abacus"}, "abacus"),
+        ({"--device": "meta"}, "it computes nothing"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(

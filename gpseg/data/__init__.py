@@ -13,7 +13,7 @@ from gpseg.data.images import (
     read_square,
 )
 from gpseg.data.mixing import color_parts, half_the_parts, take_colors
-from gpseg.data.packed import UnlabelledImages
+from gpseg.data.packed import UnlabelledImages, fingerprint
 from gpseg.data.reading import Reading
 from gpseg.data.sources import ImageSource, images_in, training_images
 
@@ -33,6 +33,7 @@ __all__ = [
     "color_parts",
     "diff_augment",
     "draw_face",
+    "fingerprint",
     "fit_mask",
     "fit_square",
     "half_the_parts",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import colorsys
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from gpseg.data.images import Placement, decoding
@@ -124,13 +125,15 @@ class Classes:
             parts = tuple(
                 PartClass(
                     id=_integer(entry["id"]),
-                    name=str(entry.get("name", _default_name(entry["id"]))),
+                    name=_text(entry.get("name", _default_name(entry["id"]))),
                     color=_color(entry.get("color", _default_color(entry["id"]))),
                 )
                 for entry in entries
             )
             ignore_index = _integer(content.get("ignore_index", 255))
             swap = tuple((_integer(a), _integer(b)) for a, b in content.get("swap", []))
+        except InputError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"this is no list of classes ({type(error).__name__}: {error}); expected "
@@ -261,7 +264,7 @@ class Classes:
             InputError: the file is unreadable, or holds ids or colours of no class.
         """
         path = Path(path)
-        with decoding(path), Image.open(path) as image:
+        with _upright(path) as image:
             if image.mode in ("RGB", "RGBA"):
                 return self._ids_of_colors(np.asarray(image.convert("RGB")), path)
         ids, _ = _read_indexed(path)
@@ -342,9 +345,16 @@ def _area_weights(size: int, fitted: int) -> np.ndarray:
     return weights
 
 
+@contextmanager
+def _upright(path: Path) -> Iterator[Image.Image]:
+    """A mask as it is displayed, as its image is read."""
+    with decoding(path), Image.open(path) as image:
+        yield ImageOps.exif_transpose(image)
+
+
 def _read_indexed(path: Path) -> tuple[np.ndarray, list[Color] | None]:
     """Read a mask's raw ids, uint8 [H, W], and its palette if it has one."""
-    with decoding(path), Image.open(path) as image:
+    with _upright(path) as image:
         if image.mode == "P":
             flat = image.getpalette() or []
             flat += [0] * (768 - len(flat))
@@ -434,6 +444,12 @@ def _default_color(index: int) -> Color:
 def _integer(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{value!r} is not an integer")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"the name {value!r} is no text")
     return value
 
 

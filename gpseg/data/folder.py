@@ -195,8 +195,10 @@ class PartFolder:
             own = Classes.load(root / "classes.json")
         else:
             own = Classes.from_masks([masks / f"{stem}.png" for stem in labelled])
-        splits = Path(splits) if splits is not None else root / "splits.json"
-        chosen = Splits.load(splits, labelled) if splits.exists() else Splits.make(labelled)
+        if splits is None and not (root / "splits.json").exists():
+            chosen = Splits.make(labelled)
+        else:
+            chosen = Splits.load(Path(splits or root / "splits.json"), labelled)
         without_mask = [image_paths[stem] for stem in sorted(image_paths.keys() - set(labelled))]
         extra = root / "unlabelled"
         return cls(

@@ -50,6 +50,10 @@ def decoding(path: str | ImageSource) -> Iterator[None]:
         raise InputError(
             f"{path} is not an image that can be read; export it again or remove it"
         ) from None
+    except Image.DecompressionBombError:
+        raise InputError(
+            f"{path} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} million pixels; make it smaller"
+        ) from None
     except Exception as error:  # decoders raise almost any type on a broken file
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
@@ -74,6 +78,9 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def _displayed_size(image: Image.Image) -> tuple[int, int]:
+    if image.format == "TIFF":
+        # Pillow turns the size of these when it opens them, and drops the tag when it has decoded them.
+        image.load()
     width, height = image.size
     turned = image.getexif().get(_EXIF_ORIENTATION) in _EXIF_QUARTER_TURNS
     return (height, width) if turned else (width, height)
@@ -121,7 +128,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_8_bits(grey: np.ndarray) -> np.ndarray:
     """Scale a grey image of more than 8 bits, or in floats, to uint8."""
-    if grey.dtype == np.uint16:
+    if grey.dtype.kind == "u" and grey.dtype.itemsize == 2:  # in either byte order
         peak = 65535.0
     else:
         # Formats without a stated range: the smallest customary one that holds the values.

@@ -93,6 +93,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gpseg"
 
 
+def fingerprint(sources: Sequence[str | ImageSource]) -> str:
+    """A hash of which images these are, by path, size and time, or in a zip file checksum.
+
+    Raises:
+        InputError: one isn't there.
+    """
+    return hashlib.sha256(repr([_origin(source) for source in sources]).encode()).hexdigest()
+
+
 def _origin(source: str | ImageSource) -> tuple[str, int, int]:
     """What tells an image from any other, and from an earlier version of itself; its bytes come second."""
     if isinstance(source, ZippedImage):

@@ -12,7 +12,21 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 from gpseg.errors import InputError
 
 IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+    {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".avif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".gif",
+        ".ppm",
+        ".pgm",
+    }
 )
 
 _PARTS_OF_A_SET = ("unlabelled", "images")
@@ -127,12 +141,18 @@ def training_images(path: str | Path) -> list[ImageSource]:
     parts = [path / name for name in _PARTS_OF_A_SET if (path / name).is_dir()]
     if not parts and path.is_dir() and not image_files(path):
         return [*_images_below(path)] or [*images_in(path)]
-    return [image for part in parts or [path] for image in images_in(part)]
+    holding = [part for part in parts if image_files(part)] or parts[:1] or [path]
+    return [image for part in holding for image in images_in(part)]
 
 
 def _images_below(folder: Path) -> list[Path]:
-    found = []
-    for root, folders, names in os.walk(folder):
+    found, known = [], set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(root)  # a link may lead back to where it is
+        if place in known:
+            folders.clear()
+            continue
+        known.add(place)
         folders[:] = [name for name in folders if not _is_hidden(name) and name.lower() != _MASKS]
         found += [Path(root, name) for name in names if _is_image(name)]
     return sorted(found)

@@ -45,10 +45,10 @@ def write_outcome(out: Path, cells: Sequence[Cell], setting: Setting) -> None:
     summary = Summary(cells, setting)
     tables, notes = tables_of(summary), _notes(summary)
     with replacing(out / "results.json") as temporary:
-        temporary.write_text(json.dumps(_results(summary), indent=1) + "\n")
+        temporary.write_text(json.dumps(_results(summary), indent=1) + "\n", encoding="utf-8")
     with replacing(out / "results.md") as temporary:
         texts = [f"# {_TITLE}", _lead(summary), *notes, *(table.markdown() for table in tables)]
-        temporary.write_text("\n\n".join(texts) + "\n")
+        temporary.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
     known = [summary.classes, *([summary.other.classes] if summary.other else [])]
     colours = {part.name: part.color for classes in reversed(known) for part in classes.classes}
     report = Report(

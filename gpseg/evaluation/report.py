@@ -128,7 +128,8 @@ def write_report(path: Path, report: Report) -> None:
     """
     html = _render(report)
     with replacing(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+        # names of files that are no UTF-8 are shown with what is none of it escaped
+        temporary.write_text(html, encoding="utf-8", errors="backslashreplace")
 
 
 def _render(report: Report) -> str:

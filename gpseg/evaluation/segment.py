@@ -13,7 +13,7 @@ import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gpseg import data
-from gpseg.data import PartFolder, UnlabelledImages
+from gpseg.data import PartFolder, UnlabelledImages, fingerprint
 from gpseg.errors import InputError
 from gpseg.evaluation.metrics import finite, majority_score, percent, score
 from gpseg.evaluation.pictures import training_report
@@ -40,7 +40,7 @@ from gpseg.training.finetune import Finetuner, finetune
 from gpseg.training.finetune_config import FinetuneConfig
 from gpseg.training.pretrain import pretrain
 from gpseg.training.pretrain_config import PretrainConfig
-from gpseg.training.run_folder import RunFolder, stop_requests
+from gpseg.training.run_folder import Interrupted, RunFolder, stop_requests
 
 log = logging.getLogger(__name__)
 
@@ -117,19 +117,18 @@ def train_segmenter(config: TrainConfig) -> Result | None:
         RunFolder.check(config.out, config.resume, options, _MAY_CHANGE)
         device = choose_device(config.device)
         job = _prepare(config, device, ranks)
-        with (
-            RunFolder.open(
-                config.out,
-                "train",
-                options,
-                resume=config.resume,
-                may_change=_MAY_CHANGE,
-                ranks=ranks,
-            ) as folder,
-            stop_requests() as stop_requested,
-        ):
+        with RunFolder.open(
+            config.out,
+            "train",
+            options,
+            resume=config.resume,
+            may_change=_MAY_CHANGE,
+            ranks=ranks,
+        ) as folder:
             started = time.monotonic()
-            trainer = _tune(config, job, folder, stop_requested, device, ranks)
+            with stop_requests() as stop_requested:
+                trainer = _tune(config, job, folder, stop_requested, device, ranks)
+            # the state is saved: from here on a stop is at once, and --resume does the rest
             result = _finish(config, job, folder, trainer, started) if ranks.first else None
             ranks.wait()
     return result
@@ -272,9 +271,10 @@ def _pretrained(config: TrainConfig, parts: PartFolder) -> Path:
     """Pre-train a generator on the data's images, or find the one that an earlier run made of them."""
     resolution = config.resolution or DEFAULT_RESOLUTION
     root = parts.root.resolve()
-    # folders of one name in different places must not share a generator
-    place = hashlib.sha256(str(root.parent).encode()).hexdigest()[:6]
-    name = f"generator-{root.name}-{place}-{resolution}-{config.pretrain_kimg:g}kimg"
+    # Other images, as when others are held out, must not share a generator.
+    made_of = fingerprint(parts.seen_in_training), config.tuning.seed, config.tuning.precision
+    kept = hashlib.sha256(repr(made_of).encode()).hexdigest()[:8]
+    name = f"generator-{root.name}-{kept}-{resolution}-{config.pretrain_kimg:g}kimg"
     out = Path("runs") / name
     options = PretrainConfig(
         data=parts.root,
@@ -293,7 +293,10 @@ def _pretrained(config: TrainConfig, parts: PartFolder) -> Path:
     log.info("%s: no --generator given, pre-training one first; it is kept for later runs", out)
     # every image that may be seen in training; what is held out stays unseen
     images = UnlabelledImages(parts.seen_in_training, resolution)
-    return pretrain(options, images, write_progress)
+    try:
+        return pretrain(options, images, write_progress)
+    except Interrupted as interruption:
+        raise Interrupted(interruption.folder, within=True) from None
 
 
 def _images_seen(path: Path) -> int:

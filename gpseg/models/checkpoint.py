@@ -100,6 +100,8 @@ def _opened(path: Path, *stages: str) -> Iterator[tuple[Any, dict[str, str]]]:
     wanted = " or ".join(
         f"python -m {_WRITTEN_BY[s]}" if s in _WRITTEN_BY else f'stage "{s}"' for s in stages
     )
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; give a checkpoint in it that {wanted} wrote")
     if not path.is_file():
         raise InputError(f"{path}: no such file; give a checkpoint that {wanted} wrote")
     try:

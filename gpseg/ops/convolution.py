@@ -151,6 +151,8 @@ def check_weight(op: str, x: Tensor, weight: Tensor, groups: int) -> None:
     check_device(op, "weight", weight, x)
     if weight.dtype != x.dtype:
         raise TypeError(f"{op}: weight is {weight.dtype} but x is {x.dtype}; cast one of them")
+    if 0 in weight.shape:
+        raise ValueError(f"{op}: a weight {[*weight.shape]} has no channels or no taps")
     if weight.shape[1] * groups != x.shape[1] or weight.shape[0] % groups:
         raise ValueError(
             f"{op}: a weight {[*weight.shape]} with groups={groups} does not fit x {[*x.shape]}"

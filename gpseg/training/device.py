@@ -32,6 +32,8 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
         if device.index is not None and device.type == "cuda":
             torch.cuda.set_device(device)  # collectives and kernels go to the current one
     except (RuntimeError, AssertionError) as error:

@@ -221,7 +221,9 @@ class PretrainConfig:
         """The row of the table that the preset stands for, such as "64-cpu"."""
         match = re.fullmatch(r"(auto|\d+)(-cpu|-gpu)?", self.preset)
         number = match[1] if match and match[1] != "auto" else None
-        resolution = self.resolution or int(number or DEFAULT_RESOLUTION)
+        resolution = (
+            int(number or DEFAULT_RESOLUTION) if self.resolution is None else self.resolution
+        )
         if resolution not in RESOLUTIONS:
             raise InputError(
                 f"resolution {resolution}: give a power of two from {MIN_RESOLUTION} to {MAX_RESOLUTION}"

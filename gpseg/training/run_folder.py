@@ -45,11 +45,13 @@ class Interrupted(KeyboardInterrupt):
 
     Args:
         folder: the run's folder.
+        within: whether the run was a part of another job, whose command continues it when it is given again.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, within: bool = False) -> None:
         super().__init__(str(folder))
         self.folder = folder
+        self.within = within
 
 
 class RunFolder:
@@ -375,7 +377,9 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     def note(number: int, frame: object) -> None:
         nonlocal requested
         requested = True
-        os.write(sys.stderr.fileno(), b"\nstopping: saving the state first\n")
+        # whatever stands for stderr, as in a notebook, must not stop the stop
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.write(sys.stderr.fileno(), b"\nstopping: saving the state first\n")
         restore()
 
     for number in before:

@@ -53,6 +53,7 @@ def test_palette_and_swap_table(classes: Classes) -> None:
         ({"classes": [{"id": "0"}, {"id": "1"}]}, "no list of classes"),
         ({"classes": [{"id": 0}, {"id": 1, "color": [0, 0, 300]}]}, "no list of classes"),
         ({"classes": [{"id": 0}, {"id": 1, "color": "red"}]}, "no list of classes"),
+        ({"classes": [{"id": 0}, {"id": 1, "name": None}]}, "the name None is no text"),
         ({"classes": [{"id": 0}]}, "at least two"),
         ({"classes": [{"id": 0}, {"id": 2}]}, "renumber"),
         ({"classes": [{"id": 0}, {"id": 1}, {"id": 1}]}, "renumber"),
@@ -93,6 +94,15 @@ def test_grey_and_bilevel_masks_hold_ids(tmp_path: Path, classes: Classes) -> No
     assert (classes.read_mask(tmp_path / "deep.png") == mask).all()
     Image.fromarray(mask == 1).save(tmp_path / "bits.png")
     assert (classes.read_mask(tmp_path / "bits.png") == (mask == 1)).all()
+
+
+def test_a_mask_is_turned_as_its_photograph_is(tmp_path: Path, classes: Classes) -> None:
+    ids = np.zeros((6, 8), np.uint8)
+    ids[:, 0] = 1
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(ids).save(tmp_path / "m.png", exif=exif)
+    assert np.array_equal(classes.read_mask(tmp_path / "m.png"), np.rot90(ids, -1))
 
 
 def test_rgb_mask_in_class_colors_is_converted(tmp_path: Path, classes: Classes) -> None:
@@ -154,7 +164,7 @@ def test_masks_that_show_one_colour_for_different_ids(tmp_path: Path, classes: C
     ("content", "said"),
     [
         ({"classes": [{"id": 0}, {"id": 1}], "swaps": [[0, 1]]}, '"swaps" is not known; "swap" is'),
-        ({"classes": [{"id": 0}, {"id": 1, "colour": [1, 2, 3]}]}, '"color" is'),
+        ({"classes": [{"id": 0}, {"id": 1, "colour": [1, 2, 3]}]}, '^"colour" is not known'),
     ],
 )
 def test_misspelt_keys_are_refused(content: dict, said: str) -> None:

@@ -223,3 +223,9 @@ def test_mask_must_fit_the_image_as_displayed(make_folder: MakeFolder) -> None:
     turned.save(root / "images" / "a0.png", exif=exif)
     with pytest.raises(InputError, match=re.escape("16x20 (as displayed)")):
         PartFolder.open(root).mask("a0", 8)
+
+
+def test_splits_that_are_named_must_be_there(make_folder: MakeFolder) -> None:
+    root = make_folder()
+    with pytest.raises(InputError, match=r"cannot read .*typo\.json"):
+        PartFolder.open(root, splits=root / "typo.json")

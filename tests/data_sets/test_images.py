@@ -59,6 +59,7 @@ def test_modes_become_rgb(tmp_path: Path) -> None:
     [
         (0x8080, np.uint16, 128),
         (200, np.uint16, 1),
+        (200, np.dtype(">u2"), 1),
         (128, np.int32, 128),
         (0x8080, np.int32, 128),
         (0.5, np.float32, 128),
@@ -70,6 +71,16 @@ def test_more_than_8_bits_are_scaled(
 ) -> None:
     deep = Image.fromarray(np.full((2, 3), value, dtype=dtype))
     assert _pixel(_save(tmp_path / "deep.tif", deep)) == (expected,) * 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_sizes_are_those_displayed(tmp_path: Path, suffix: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = _save(tmp_path / f"photo.{suffix}", Image.new("RGB", (40, 24)), exif=exif)
+    wanted = (24, 40) if orientation > 4 else (40, 24)
+    assert images.image_size(path) == read_image(path).size == wanted
 
 
 def test_exif_rotation_is_applied(tmp_path: Path) -> None:
@@ -219,7 +230,7 @@ def test_unreadable_images_are_named(broken: dict[str, Path], name: str) -> None
 def test_oversized_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _save(tmp_path / "huge.png", Image.new("L", (100, 100)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(InputError, match=r"huge\.png"):
+    with pytest.raises(InputError, match=r"huge\.png has more than 0 million pixels; make it"):
         read_image(path)
 
 

@@ -84,6 +84,20 @@ def test_a_folder_of_folders_gives_what_lies_below(tmp_path: Path) -> None:
     assert names(training_images(tmp_path), tmp_path) == ["direct.png"]
 
 
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    write_image(tmp_path / "set" / "a" / "1.png", 1)
+    write_image(tmp_path / "elsewhere" / "2.jfif", 2)
+    (tmp_path / "set" / "b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "set")
+    assert names(training_images(tmp_path / "set"), tmp_path / "set") == ["a/1.png", "b/2.jfif"]
+
+
+def test_an_empty_part_of_a_set_is_passed_by(tmp_path: Path) -> None:
+    write_image(tmp_path / "images" / "1.png", 1)
+    (tmp_path / "unlabelled").mkdir()
+    assert names(training_images(tmp_path), tmp_path) == ["images/1.png"]
+
+
 def test_a_folder_without_images_is_named(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     with pytest.raises(InputError, match="holds no images") as caught:

@@ -180,3 +180,10 @@ def test_tables_and_plots_are_shown(tmp_path: Path) -> None:
         "| ours | 1.0 |",
         "| theirs | − |",
     ]
+
+
+def test_names_that_are_no_utf_8_are_escaped(tmp_path: Path) -> None:
+    name = os.fsdecode(b"fl\xe4che")
+    examples = [dataclasses.replace(FULL.examples[0], name=name)]
+    write_report(tmp_path / "report.html", dataclasses.replace(FULL, examples=examples))
+    assert "fl\\udce4che" in (tmp_path / "report.html").read_text()

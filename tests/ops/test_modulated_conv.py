@@ -368,6 +368,7 @@ def gradient(layer: tuple[Any, ...], **tensors: Any) -> tuple[Tensor, ...]:
         ({"c": torch.empty(0)}, ValueError, r"c must be \[2, 3, 6, 6\], got \[0\]"),
         ({"x": X[0]}, ValueError, "x must be"),
         ({"weight": W[:, :3]}, ValueError, r"a weight \[3, 3, 3, 3\].*does not fit x"),
+        ({"weight": W[:0]}, ValueError, r"a weight \[0, 4, 3, 3\] has no channels or no taps"),
         ({"weight": W.half()}, TypeError, "weight is torch.float16 but x is torch.float32"),
         ({"styles": S[:1]}, ValueError, r"styles must be \[2, 4\], got \[1, 4\]"),
         ({"bias": torch.zeros(4)}, ValueError, r"bias must be \[3\], got \[4\]"),

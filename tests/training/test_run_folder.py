@@ -1,6 +1,7 @@
 """Run folders: making, refusing, continuing, and surviving a kill."""
 
 import errno
+import io
 import json
 import os
 import signal
@@ -211,6 +212,13 @@ def test_a_full_disk_ends_the_run_with_one_line(tmp_path, monkeypatch):
         folder.log(2, {"loss": 1.0})
 
 
+def test_a_signal_is_noted_where_stderr_is_no_file(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with stop_requests() as stop_requested:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop_requested()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_noted_once(number):
     before = signal.getsignal(number)
@@ -221,3 +229,11 @@ def test_a_signal_is_noted_once(number):
         # The second one is to break off at once.
         assert signal.getsignal(number) is before
     assert signal.getsignal(number) is before
+
+
+def test_the_longest_names_can_be_written(tmp_path):
+    path = tmp_path / ("ä" * 120 + ".png")
+    with replacing(path) as temporary:
+        temporary.write_text("whole")
+        assert temporary.name.endswith(f".{os.getpid()}.tmp")
+    assert [*tmp_path.iterdir()] == [path] and path.read_text() == "whole"
