@@ -155,6 +155,15 @@ def test_without_a_generator_one_is_trained_and_used_again(
     assert len([*(tmp_path / "runs").glob("generator-*")]) == 2
 
 
+def test_a_package_that_is_missing_is_said_before_a_folder_is_made(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    out = tmp_path / "run"
+    assert train([*arguments(home, out), "--perceptual", "lpips"]) == 2
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

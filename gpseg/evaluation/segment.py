@@ -117,6 +117,9 @@ def train_segmenter(config: TrainConfig) -> Result | None:
         RunFolder.check(config.out, config.resume, options, _MAY_CHANGE)
         device = choose_device(config.device)
         job = _prepare(config, device, ranks)
+        torch.manual_seed(config.tuning.seed)
+        networks = job.generator, job.discriminator, job.network
+        trainer = Finetuner(config.tuning, job.training, *networks, device, ranks)
         with RunFolder.open(
             config.out,
             "train",
@@ -127,7 +130,7 @@ def train_segmenter(config: TrainConfig) -> Result | None:
         ) as folder:
             started = time.monotonic()
             with stop_requests() as stop_requested:
-                trainer = _tune(config, job, folder, stop_requested, device, ranks)
+                _tune(config, job, folder, trainer, stop_requested)
             # the state is saved: from here on a stop is at once, and --resume does the rest
             result = _finish(config, job, folder, trainer, started) if ranks.first else None
             ranks.wait()
@@ -138,17 +141,13 @@ def _tune(
     config: TrainConfig,
     job: "_Job",
     folder: RunFolder,
+    trainer: Finetuner,
     stop_requested: Callable[[], bool],
-    device: torch.device,
-    ranks: Ranks,
-) -> Finetuner:
+) -> None:
+    ranks = trainer.ranks
     if ranks.first:
         job.parts.splits.save(folder.path / "splits.json")
         job.parts.reading.save(folder.path / "classes.json")
-    torch.manual_seed(config.tuning.seed)
-    trainer = Finetuner(
-        config.tuning, job.training, job.generator, job.discriminator, job.network, device, ranks
-    )
     if config.resume and (state := folder.load_state()) is not None:
         trainer.load_state_dict(state)
     ranks.check_equal([*trainer.model.state_dict().values()], "networks")
@@ -159,12 +158,11 @@ def _tune(
         len(job.training.unlabelled),
         job.network.img_resolution,
         str(trainer.dtype).removeprefix("torch."),
-        device,
+        trainer.device,
         f", {ranks.count} processes" if ranks.count > 1 else "",
     )
     validate = partial(_validation, job.val) if job.val.stems else None
     finetune(trainer, folder, stop_requested, validate)
-    return trainer
 
 
 def _finish(

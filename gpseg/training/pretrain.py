@@ -92,6 +92,8 @@ def pretrain(
                 )
         if not len(images):
             raise InputError(f"{config.data}: no images there; give a folder of images")
+        # before there is a folder, so that a file of no use leaves none behind
+        transferred = None if resume or not config.transfer else transfer(config.transfer, trainer)
         with (
             RunFolder.open(
                 config.out,
@@ -107,7 +109,7 @@ def pretrain(
             if state is not None:
                 trainer.load_state_dict(state)
             elif config.transfer is not None:
-                log.info("%s", transfer(config.transfer, trainer))
+                log.info("%s", transferred or transfer(config.transfer, trainer))
             ranks.check_equal(trainer.networks(), "networks")
             _say(trainer, folder, len(images), state is not None)
             quality = _quality(images, config.metric_images) if ranks.first else None

@@ -1,6 +1,7 @@
 """The drawn faces: the same everywhere, varied, and written whole or not at all."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,20 @@ def test_writing_again_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(InputError, match="holds other data"):
         write_drawn(root, 16, labelled=5, unlabelled=0)
     assert json.loads((root / "drawn.json").read_text())["labelled"] == 4
+
+
+def test_of_two_that_write_at_once_both_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, save = tmp_path / "drawn", data_set.write_json
+
+    def later(path: Path, content: dict[str, int]) -> None:
+        save(path, content)
+        shutil.copytree(path.parent, root)  # as the other one leaves it
+
+    monkeypatch.setattr(data_set, "write_json", later)
+    assert write_drawn(root, 16, labelled=3, unlabelled=1) == root
+    assert PartFolder.open(root).labelled and [*tmp_path.iterdir()] == [root]
 
 
 def test_smallest_set_has_every_split(tmp_path: Path) -> None:

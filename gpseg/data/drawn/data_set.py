@@ -13,7 +13,7 @@ from gpseg.data.classes import read_json, write_json
 from gpseg.data.drawn.canvas import DRAWN_CLASSES
 from gpseg.data.drawn.face import draw_face
 from gpseg.data.folder import Splits
-from gpseg.errors import InputError
+from gpseg.errors import InputError, RunError
 
 _SHOTS = 10  # images in each few-shot draw
 _DRAWS = 5
@@ -50,17 +50,27 @@ def write_drawn(
         "unlabelled": unlabelled,
         "seed": seed,
     }
-    if root.exists():
-        record = root / "drawn.json"
-        if record.exists() and read_json(record) == made_by:
-            return root
-        raise InputError(f"{root} exists and holds other data; choose another folder or remove it")
-    with making(root) as partial:
-        _write_faces(partial, resolution, labelled, unlabelled, seed)
-        DRAWN_CLASSES.save(partial / "classes.json")
-        _drawn_splits(labelled, seed).save(partial / "splits.json")
-        write_json(partial / "drawn.json", made_by)
+    if _is_there(root, made_by):
+        return root
+    try:
+        with making(root) as partial:
+            _write_faces(partial, resolution, labelled, unlabelled, seed)
+            DRAWN_CLASSES.save(partial / "classes.json")
+            _drawn_splits(labelled, seed).save(partial / "splits.json")
+            write_json(partial / "drawn.json", made_by)
+    except RunError:
+        if not _is_there(root, made_by):  # by another process, in the meantime
+            raise
     return root
+
+
+def _is_there(root: Path, made_by: dict[str, int]) -> bool:
+    if not root.exists():
+        return False
+    record = root / "drawn.json"
+    if record.exists() and read_json(record) == made_by:
+        return True
+    raise InputError(f"{root} exists and holds other data; choose another folder or remove it")
 
 
 def _write_faces(root: Path, resolution: int, labelled: int, unlabelled: int, seed: int) -> None:
