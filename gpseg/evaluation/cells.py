@@ -29,10 +29,10 @@ from gpseg.atomic import replacing
 from gpseg.data import Classes, PartFolder, Reading
 from gpseg.errors import InputError
 from gpseg.evaluation.jitter import KINDS, jittered
-from gpseg.evaluation.methods import METHODS, Predictor, Task, masks_of
+from gpseg.evaluation.methods import METHODS, Task, masks_of
 from gpseg.evaluation.metrics import confusions, pooled_iou
 from gpseg.evaluation.other import OTHER, OtherCollection
-from gpseg.evaluation.results import BATCH, Held, Split, load_held
+from gpseg.evaluation.results import BATCH, Held, Predictor, Split, load_held
 from gpseg.evaluation.segment import training_set
 from gpseg.models.checkpoint import load_generator
 from gpseg.processes import memory_of_this_process

@@ -1,7 +1,8 @@
 """What is compared: gpseg, its controls, its rivals and the floor, each trained on the same task.
 
 A control is gpseg with the options changed that its name is about. A method that ends with a `Segmenter` is scored with the
-default read-out, which no validation image has chosen, and with each of the others besides.
+default read-out, which no validation image has chosen, and with each of the others besides. What a method predicts is the mean
+with what it makes of the mirrored image, whichever method it is (but for the floor, which sees no image).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 from gpseg.data import Classes
 from gpseg.evaluation.metrics import majority_mask
-from gpseg.evaluation.results import BATCH, Held, predictions
+from gpseg.evaluation.results import Held, Mirrored, Predictor, masks_by, predictions
 from gpseg.evaluation.rivals import (
     train_discriminator_classifier,
     train_encoder_decoder,
@@ -36,13 +37,6 @@ from gpseg.training.run_folder import RunFolder
 
 FLOOR = "majority"
 OURS = "gpseg"
-
-
-class Predictor(Protocol):
-    """What a training gives."""
-
-    def probabilities(self, images: Tensor, /) -> Tensor:
-        """Class probabilities [N, K, r, r] of uint8 images [N, 3, r, r]."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +106,7 @@ class Majority:
 
 
 def masks_of(name: str, predictor: Predictor, images: Tensor) -> dict[str, Tensor]:
-    """Predict images by a method; where it has several read-outs by each of them, and ours also with mirror images.
+    """Predict images by a method; where it has several read-outs by each of them, and ours also without mirror images.
 
     Args:
         name: the method's name.
@@ -120,21 +114,16 @@ def masks_of(name: str, predictor: Predictor, images: Tensor) -> dict[str, Tenso
         images: uint8 [N, 3, r, r].
 
     Returns:
-        uint8 [N, r, r] of class ids, by "name", "name-readout" (but for the default one) and "name-flip".
+        uint8 [N, r, r] of class ids, by "name", "name-readout" (but for the default one) and "name-no-flip".
     """
     if isinstance(predictor, Segmenter):
         found = predictions(predictor, images)
         rows = {name: found.pop(predictor.readout)}
         rows |= {f"{name}-{readout}": masks for readout, masks in found.items()}
         if name == OURS:
-            rows[f"{name}-flip"] = _masks(partial(predictor.probabilities, flip=True), images)
+            rows[f"{name}-no-flip"] = predictions(predictor, images, flip=False)[predictor.readout]
         return rows
-    return {name: _masks(predictor.probabilities, images)}
-
-
-def _masks(probabilities: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    masks = [probabilities(batch).argmax(1).cpu() for batch in images.split(BATCH)]
-    return torch.cat(masks).to(torch.uint8)
+    return {name: masks_by(predictor, images)}
 
 
 def _majority(task: Task) -> Predictor:
@@ -143,16 +132,18 @@ def _majority(task: Task) -> Predictor:
 
 def _unet(task: Task, as_ours: bool) -> Predictor:
     learning = task.tuning if as_ours else None
-    return train_unet(task.training, as_ours=learning, **task.rival_options)
+    unet = train_unet(task.training, as_ours=learning, **task.rival_options)
+    return Mirrored(unet, task.training.classes)
 
 
 def _pixel_classifier(task: Task, skips: bool) -> Predictor:
     networks = task.generator, task.discriminator, task.network
-    return train_pixel_classifier(task.training, *networks, skips=skips, **task.rival_options)
+    found = train_pixel_classifier(task.training, *networks, skips=skips, **task.rival_options)
+    return Mirrored(found, task.training.classes)
 
 
 def _encoder_decoder(task: Task, pretrained: bool, as_ours: bool = False) -> Predictor:
-    return train_encoder_decoder(
+    found = train_encoder_decoder(
         task.training,
         task.discriminator,
         task.network,
@@ -160,11 +151,13 @@ def _encoder_decoder(task: Task, pretrained: bool, as_ours: bool = False) -> Pre
         as_ours=task.tuning if as_ours else None,
         **task.rival_options,
     )
+    return Mirrored(found, task.training.classes)
 
 
 def _discriminator_classifier(task: Task) -> Predictor:
     networks = task.discriminator, task.network
-    return train_discriminator_classifier(task.training, *networks, **task.rival_options)
+    found = train_discriminator_classifier(task.training, *networks, **task.rival_options)
+    return Mirrored(found, task.training.classes)
 
 
 def _gpseg(task: Task, **changes: Any) -> Predictor:

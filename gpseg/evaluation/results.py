@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from gpseg.data import PartFolder
+from gpseg.data import Classes, PartFolder
 from gpseg.evaluation.metrics import Score, score
-from gpseg.models.segmenter import READOUTS, Segmenter
+from gpseg.models.segmenter import READOUTS, Segmenter, mirrored_back
 
 BATCH = 16
 
@@ -60,11 +60,42 @@ def load_held(parts: PartFolder, stems: list[str], resolution: int) -> Held:
     return Held(stems, images, torch.stack([parts.mask(stem, resolution) for stem in stems]))
 
 
-def predictions(segmenter: Segmenter, images: Tensor) -> dict[str, Tensor]:
-    """Masks uint8 [N, r, r] by read-out, of uint8 images [N, 3, r, r]."""
+class Predictor(Protocol):
+    """What a training gives."""
+
+    def probabilities(self, images: Tensor, /) -> Tensor:
+        """Class probabilities [N, K, r, r] of uint8 images [N, 3, r, r]."""
+
+
+class Mirrored:
+    """Predicts the mean with what is made of mirrored images, as segmenters do, by a predictor that doesn't.
+
+    Args:
+        predictor: what predicts.
+        classes: the classes.
+    """
+
+    def __init__(self, predictor: Predictor, classes: Classes) -> None:
+        self._predictor = predictor
+        self._classes = classes
+
+    def probabilities(self, images: Tensor, /) -> Tensor:
+        """Class probabilities [N, K, r, r] of uint8 images [N, 3, r, r]."""
+        own, mirrored = (self._predictor.probabilities(x) for x in (images, images.flip(3)))
+        return (own + mirrored_back(mirrored, self._classes)) / 2
+
+
+def masks_by(predictor: Predictor, images: Tensor) -> Tensor:
+    """Masks uint8 [N, r, r] of uint8 images [N, 3, r, r]."""
+    masks = [predictor.probabilities(batch).argmax(1).cpu() for batch in images.split(BATCH)]
+    return torch.cat(masks).to(torch.uint8)
+
+
+def predictions(segmenter: Segmenter, images: Tensor, *, flip: bool = True) -> dict[str, Tensor]:
+    """Masks uint8 [N, r, r] by read-out, of uint8 images [N, 3, r, r]; `flip` as `Segmenter.outputs` takes it."""
     found: dict[str, list[Tensor]] = {name: [] for name in READOUTS}
     for batch in images.split(BATCH):
-        for name, probabilities in segmenter.outputs(batch).probabilities.items():
+        for name, probabilities in segmenter.outputs(batch, flip=flip).probabilities.items():
             found[name].append(probabilities.argmax(1).to(torch.uint8).cpu())
     return {name: torch.cat(masks) for name, masks in found.items()}
 

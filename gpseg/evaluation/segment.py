@@ -20,11 +20,12 @@ from gpseg.evaluation.pictures import training_report
 from gpseg.evaluation.progress import write_progress
 from gpseg.evaluation.report import write_report
 from gpseg.evaluation.results import (
-    BATCH,
     Held,
+    Mirrored,
     Result,
     choose_readout,
     load_held,
+    masks_by,
     readout_scores,
 )
 from gpseg.evaluation.rivals import train_unet
@@ -336,8 +337,7 @@ def _result(
             device=config.device,
             precision=config.tuning.precision,
         )
-        batches = test.images.split(BATCH)
-        masks = torch.cat([unet.probabilities(x).argmax(1).cpu() for x in batches])
+        masks = masks_by(Mirrored(unet, classes), test.images)
         rivals["U-Net from scratch"] = score(masks, test.masks, classes)
     scores = readout_scores(segmenter, test)
     return Result(folder.path, segmenter.readout, scores, floor, rivals)

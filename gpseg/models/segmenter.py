@@ -1,6 +1,6 @@
 """A trained segmenter: networks, classes and default read-out, to predict with and to keep on disk."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -45,6 +45,17 @@ def to_float(images: Tensor) -> Tensor:
 def to_uint8(images: Tensor) -> Tensor:
     """Images of −1 … 1 as uint8, rounded and clamped."""
     return images.float().add(1).mul(255 / 2).round().clamp(0, 255).to(torch.uint8)
+
+
+def mirrored_back(probabilities: Tensor, classes: Classes) -> Tensor:
+    """What was made of mirrored images, as it stands in the images: columns turned round, left and right parts exchanged.
+
+    Args:
+        probabilities: [N, K, r, r] of the mirrored images.
+        classes: the K classes.
+    """
+    swap = classes.swap_table()[: classes.num_classes].to(probabilities.device)
+    return probabilities.flip(3)[:, swap]
 
 
 @dataclass(frozen=True)
@@ -98,17 +109,29 @@ class Segmenter:
         return self.model.palette.device
 
     @torch.no_grad()
-    def outputs(self, images: Tensor) -> Outputs:
+    def outputs(self, images: Tensor, *, flip: bool = True) -> Outputs:
         """Run both streams and all read-outs.
 
         Args:
             images: [N, 3, r, r] on any device, uint8, or floating in −1 … 1.
+            flip: whether probabilities are the mean with what the mirrored images give; twice the time.
 
         Returns:
             The results, on the segmenter's device.
         """
         images = images.to(self.device)
         x = images if images.is_floating_point() else to_float(images)
+        found = self._outputs(x)
+        if not flip:
+            return found
+        mirrored = self._outputs(x.flip(3)).probabilities
+        means = {
+            name: (own + mirrored_back(mirrored[name], self.classes)) / 2
+            for name, own in found.probabilities.items()
+        }
+        return replace(found, probabilities=means)
+
+    def _outputs(self, x: Tensor) -> Outputs:
         streams = self.model(x, dtype=self.dtype)
         palette = self.model.palette_logits(streams.colours, TEMPERATURE).softmax(1)
         classifier = streams.logits.softmax(1)
@@ -120,25 +143,20 @@ class Segmenter:
         )
 
     def probabilities(
-        self, images: Tensor, readout: str | None = None, *, flip: bool = False
+        self, images: Tensor, readout: str | None = None, *, flip: bool = True
     ) -> Tensor:
         """Class probabilities [N, K, r, r].
 
         Args:
             images: as `outputs` takes them.
             readout: one of `READOUTS`; None for the default one.
-            flip: take the mean with what the mirrored images give.
+            flip: as `outputs` takes it.
 
         Raises:
             InputError: there is no such read-out.
         """
         readout = checked_readout(readout or self.readout)
-        found = self.outputs(images).probabilities[readout]
-        if not flip:
-            return found
-        mirrored = self.outputs(images.flip(3)).probabilities[readout].flip(3)
-        swap = self.classes.swap_table()[: self.classes.num_classes].to(self.device)
-        return (found + mirrored[:, swap]) / 2
+        return self.outputs(images, flip=flip).probabilities[readout]
 
     def save(self, path: Path) -> None:
         """Write networks, classes, palette (K colours of −1 … 1) and read-out to one safetensors file, atomically.

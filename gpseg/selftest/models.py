@@ -448,7 +448,7 @@ class _Predicting:
 
     def _predict(self) -> Tensor:
         with self._contestant.forced():
-            return self._segmenter.probabilities(self._images)
+            return self._segmenter.probabilities(self._images, flip=False)
 
     def call(self, direction: ModelDirection) -> Call:
         return self._predict

@@ -175,7 +175,7 @@ class Finetuner:
 
     def _targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
         def probabilities(images: Tensor) -> Tensor:
-            return self.segmenter().probabilities(images, "fusion")
+            return self.segmenter().probabilities(images, "fusion", flip=False)
 
         return self.draws.targets(batch, self.progress, probabilities)
 

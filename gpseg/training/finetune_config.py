@@ -9,11 +9,17 @@ from gpseg.training.device import Precision
 from gpseg.training.distributed import rank_and_count
 from gpseg.training.schedules import Ramp
 
-_FEW = 5
-"""The most labelled images that a short training does for; more take longer to learn, and unlabelled ones add less."""
+_BY_LABELS = {
+    "steps": (380, 640, 800),
+    "labelled_batch": (8, 8, 16),
+    "unlabelled_batch": (12, 4, 4),
+}
+"""What is not given: for 1 labelled image, for 2 to 5, and for more. The more there are, the more steps they take to learn, and
+the less unlabelled ones add; the first two take the same time (docs/results.md)."""
 
-_BY_LABELS = {"steps": (380, 800), "labelled_batch": (8, 16), "unlabelled_batch": (12, 4)}
-"""What is not given: for few labelled images, and for more (docs/results.md)."""
+
+def _column(labels: int) -> int:
+    return (labels > 1) + (labels > 5)
 
 
 @dataclass
@@ -21,11 +27,11 @@ class FinetuneConfig:
     """Options of fine-tuning."""
 
     steps: int | None = None
-    """Training steps. Default: 380, or 800 for more than 5 labelled images."""
+    """Training steps. Default: 380 for 1 labelled image, 640 for up to 5, 800 for more."""
     labelled_batch: int | None = None
     """Labelled images a step (augmented copies of the few there are), over all processes. Default: 8, or 16 for more than 5."""
     unlabelled_batch: int | None = None
-    """Unlabelled images a step, over all processes; 0 leaves them out. Default: 12, or 4 for more than 5 labelled ones."""
+    """Unlabelled images a step, over all processes; 0 leaves them out. Default: 12 for 1 labelled one, 4 for more."""
     ramp: Ramp = "cosine"
     """How the target moves from the image to the part map; direct and fixed are controls."""
     ramp_start: float = 0.1
@@ -89,7 +95,7 @@ class FinetuneConfig:
     def for_labels(self, count: int) -> "FinetuneRecipe":
         """These options, with those not given as the number of labelled images has them."""
         given = {
-            name: values[count > _FEW] if getattr(self, name) is None else getattr(self, name)
+            name: values[_column(count)] if getattr(self, name) is None else getattr(self, name)
             for name, values in _BY_LABELS.items()
         }
         return FinetuneRecipe(**{**asdict(self), **given})

@@ -50,7 +50,7 @@ def test_every_method_trains_and_predicts(name: str, task: Task, tmp_path: Path)
     kind = METHODS[name].kind
     ours = kind in ("ours", "control")
     read_outs = {f"{name}-{r}" for r in READOUTS if r != "fusion"} if ours else set()
-    read_outs |= {f"{name}-flip"} if kind == "ours" else set()
+    read_outs |= {f"{name}-no-flip"} if kind == "ours" else set()
     assert masks.keys() == {name} | read_outs
 
 
@@ -73,6 +73,18 @@ def test_a_control_changes_what_it_is_named_for(task: Task, tmp_path: Path) -> N
     seen = [segmenter.probabilities(task.val.images) for segmenter in (ours, *found.values())]
     for first, second in itertools.combinations(seen, 2):
         assert not first.equal(second)
+
+
+def test_rivals_too_take_the_mean_with_the_mirror_image(task: Task) -> None:
+    classes = dataclasses.replace(task.training.classes, swap=((1, 2),))
+    training = dataclasses.replace(task.training, classes=classes)
+    unet = METHODS["unet"].train(dataclasses.replace(task, training=training))
+    images = task.val.images
+    probabilities = unet.probabilities(images)
+    mirrored = unet.probabilities(images.flip(3)).flip(3)
+    torch.testing.assert_close(mirrored[:, 1], probabilities[:, 2])
+    torch.testing.assert_close(mirrored[:, 0], probabilities[:, 0])
+    assert not torch.allclose(mirrored[:, 1], probabilities[:, 1])
 
 
 def test_the_floor_scores_as_the_majority_mask(task: Task) -> None:

@@ -75,7 +75,7 @@ class Constant:
     resolution = 16
     model = SimpleNamespace(palette=PALETTE)
 
-    def outputs(self, images: Tensor) -> Outputs:
+    def outputs(self, images: Tensor, *, flip: bool = True) -> Outputs:
         flat = torch.zeros(len(images), 3, 16, 16)
         probabilities = torch.stack([flat[:, 0], flat[:, 0] + 1], 1)
         return Outputs(flat, flat + 1, dict.fromkeys(READOUTS, probabilities))

@@ -36,7 +36,7 @@ class ByBrightness:
         self.flips: list[bool] = []
 
     def probabilities(
-        self, images: Tensor, readout: str | None = None, *, flip: bool = False
+        self, images: Tensor, readout: str | None = None, *, flip: bool = True
     ) -> Tensor:
         assert images.dtype == torch.uint8
         assert images.shape[1:] == (3, RESOLUTION, RESOLUTION)
@@ -179,7 +179,7 @@ def test_goes_in_batches_and_reads_no_further_than_one_batch_ahead(
     ahead: list[int] = []
     answer = segmenter.probabilities
 
-    def watched(images: Tensor, readout: str | None = None, *, flip: bool = False) -> Tensor:
+    def watched(images: Tensor, readout: str | None = None, *, flip: bool = True) -> Tensor:
         ahead.append(len(read))
         return answer(images)
 

@@ -298,8 +298,11 @@ def test_a_batch_that_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_defaults_depend_on_how_many_images_are_labelled() -> None:
-    few, many = FinetuneConfig().for_labels(5), FinetuneConfig(labelled_batch=3).for_labels(6)
-    assert (few.steps, few.labelled_batch, few.unlabelled_batch) == (380, 8, 12)
+    one, few = (FinetuneConfig().for_labels(count) for count in (1, 5))
+    many = FinetuneConfig(labelled_batch=3).for_labels(6)
+    assert (one.steps, one.labelled_batch, one.unlabelled_batch) == (380, 8, 12)
+    assert (few.steps, few.labelled_batch, few.unlabelled_batch) == (640, 8, 4)
+    assert FinetuneConfig().for_labels(2) == few
     assert (many.steps, many.labelled_batch, many.unlabelled_batch) == (800, 3, 4)
     assert not FinetuneConfig(unlabelled_batch=0).for_labels(6).with_unlabelled
     assert many.for_labels(1) is many
@@ -311,7 +314,7 @@ def test_unlabelled_images_are_learned_where_the_running_mean_is_sure() -> None:
     assert trainer._targets(batch)[0].equal(batch.masks)
     trainer.steps = 2
     masks, weight = (target[len(batch.masks) :] for target in trainer._targets(batch))
-    sureness, ids = trainer.segmenter().probabilities(batch.plain, "fusion").max(1)
+    sureness, ids = trainer.segmenter().probabilities(batch.plain, "fusion", flip=False).max(1)
     assert batch.change is not None
     sure = batch.change.masks((sureness >= 0.6).to(torch.uint8)) == 1
     assert 0 < sure.float().mean() < 1
