@@ -68,7 +68,7 @@ def results(out: Path) -> dict:
 
 def test_every_method_has_a_row_for_every_draw(done: Path) -> None:
     found = {(row["line"], row["shots"], row["draw"]) for row in results(done)["cells"]}
-    ours = ("gpseg", "gpseg-flip", *(f"gpseg-{name}" for name in READOUTS if name != "fusion"))
+    ours = ("gpseg", "gpseg-no-flip", *(f"gpseg-{name}" for name in READOUTS if name != "fusion"))
     lines = ("majority", "unet", *ours)
     assert found == {(x, k, draw) for x in lines for k in (1, 3) for draw in (0, 1)}
     for row in results(done)["cells"]:
