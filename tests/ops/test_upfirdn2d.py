@@ -147,6 +147,22 @@ def test_gradients(f: Any, up: Any, down: Any, padding: Any, backend: str) -> No
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("f", [None, BINOMIAL, SYM6])
+@pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 0, 8, 8), (2, 3, 0, 8), (2, 3, 8, 0)])
+def test_images_of_nothing(
+    shape: tuple[int, ...], up: int, down: int, f: Any, backend: str
+) -> None:
+    x = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    taps = None if f is None else ops.setup_filter(f)
+    with ops.use_backend(backend):
+        y = ops.upfirdn2d(x, taps, up=up, down=down, padding=6)
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert y.shape[:2] == shape[:2] and not y.any()
+    assert gradient.shape == shape
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_third_order(backend: str) -> None:
     x = torch.randn(1, 1, 4, 4, dtype=F64, requires_grad=True)
     f = ops.setup_filter(BINOMIAL)

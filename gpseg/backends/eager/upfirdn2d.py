@@ -3,7 +3,8 @@
 from torch import Tensor
 from torch.nn import functional
 
-from gpseg.backends.layout import accumulate_dtype, in_layout_of
+from gpseg.backends.layout import accumulate_dtype, empty_in_layout_of, in_layout_of
+from gpseg.backends.resampling import filter_taps, filtered_size
 
 
 def upfirdn2d(
@@ -16,6 +17,9 @@ def upfirdn2d(
     gain: float,
 ) -> Tensor:
     """Upsample, pad, filter and downsample `x [N, C, H, W]`; arguments as in `gpseg.ops.upfirdn2d`."""
+    size = filtered_size(x.shape, filter_taps(f), up, down, padding)
+    if 0 in size:  # torch's padding and convolution refuse some of these
+        return empty_in_layout_of(x, size)
     n, c, h, w = x.shape
     (upx, upy), (downx, downy) = up, down
     z = x.to(accumulate_dtype(x.dtype)).reshape(n, c, h, 1, w, 1)

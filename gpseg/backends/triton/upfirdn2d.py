@@ -557,6 +557,8 @@ def _launch(
     configuration: Configuration,
 ) -> None:
     """Write the filter's result, `size` its shape, to c and what follows it to y."""
+    if 0 in size:
+        return
     channels_last = memory_format_of(x) == torch.channels_last
     tiles = _tiles(x, size, channels_last, configuration.tile)
     samples, channels, out_height, out_width = size
