@@ -37,7 +37,8 @@ StyleGAN2, and state dicts (.pt) in the names of rosinality's implementation; un
 discriminator. Such files are programs; nothing in them is run.
 
 A generator takes z [N, z_dim] and gives images [N, 3, r, r], about -1 to 1. A segmenter takes square
-images [N, 3, r, r], uint8, and gives class probabilities [N, K, r, r]."""
+images [N, 3, r, r], uint8, and gives class probabilities [N, K, r, r], the mean with those of the mirrored images
+as gpseg.predict takes it."""
 
 
 @dataclass
@@ -114,8 +115,9 @@ def _to_pt2(config: ConvertConfig) -> None:
 def _to_onnx(config: ConvertConfig) -> None:
     if config.keep_ops:
         raise InputError("--keep-ops: ONNX has no such operators; leave it out, or write a .pt2")
-    # At its usual level it warns of every library that is not installed.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    # At their usual levels they warn of every library that is not installed, and say what they do to every constant.
+    for name in ("torch.onnx", "onnx_ir", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     _graph(config).save_onnx(_in_a_folder(config.target))
 
 

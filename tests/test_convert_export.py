@@ -180,6 +180,15 @@ def test_it_says_what_was_written(
     assert caplog.messages == [f"said.safetensors, {size / 1e6:.1f} MB"]
 
 
+def test_nor_do_the_exporter_s_libraries_say_more(
+    folder: Path, gpseg_convert: Call, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assert gpseg_convert("segmenter.safetensors", "said.onnx")[0] == 0
+    size = (folder / "said.onnx").stat().st_size
+    assert caplog.messages == [f"said.onnx, {size / 1e6:.1f} MB"]
+
+
 def test_a_full_disk_asks_for_no_option_that_is_not_there(
     folder: Path, gpseg_convert: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
