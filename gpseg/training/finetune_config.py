@@ -10,7 +10,7 @@ from gpseg.training.distributed import rank_and_count
 from gpseg.training.schedules import Ramp
 
 _BY_LABELS = {
-    "steps": (380, 640, 800),
+    "steps": (380, 580, 800),
     "labelled_batch": (8, 8, 16),
     "unlabelled_batch": (12, 4, 4),
 }
@@ -27,7 +27,7 @@ class FinetuneConfig:
     """Options of fine-tuning."""
 
     steps: int | None = None
-    """Training steps. Default: 380 for 1 labelled image, 640 for up to 5, 800 for more."""
+    """Training steps. Default: 380 for 1 labelled image, 580 for up to 5, 800 for more."""
     labelled_batch: int | None = None
     """Labelled images a step (augmented copies of the few there are), over all processes. Default: 8, or 16 for more than 5."""
     unlabelled_batch: int | None = None
