@@ -171,22 +171,17 @@ def test_a_folder_is_no_target(
     assert "folder.pt2: is a folder; give a file" in lines[0]
 
 
-def test_it_says_what_was_written(
-    folder: Path, gpseg_convert: Call, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("generator.safetensors", "said.safetensors"), ("segmenter.safetensors", "said.onnx")],
+)
+def test_it_says_what_was_written_and_no_library_says_more(
+    source: str, target: str, folder: Path, gpseg_convert: Call, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    assert gpseg_convert("generator.safetensors", "said.safetensors")[0] == 0
-    size = (folder / "said.safetensors").stat().st_size
-    assert caplog.messages == [f"said.safetensors, {size / 1e6:.1f} MB"]
-
-
-def test_nor_do_the_exporter_s_libraries_say_more(
-    folder: Path, gpseg_convert: Call, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO")
-    assert gpseg_convert("segmenter.safetensors", "said.onnx")[0] == 0
-    size = (folder / "said.onnx").stat().st_size
-    assert caplog.messages == [f"said.onnx, {size / 1e6:.1f} MB"]
+    assert gpseg_convert(source, target)[0] == 0
+    size = (folder / target).stat().st_size
+    assert caplog.messages == [f"{target}, {size / 1e6:.1f} MB"]
 
 
 def test_a_full_disk_asks_for_no_option_that_is_not_there(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gpseg.data import Classes, PartFolder
 from gpseg.evaluation.metrics import Score, score
-from gpseg.models.segmenter import READOUTS, Segmenter, mirrored_back
+from gpseg.models.segmenter import READOUTS, Segmenter, mean_with_mirrored
 
 BATCH = 16
 
@@ -82,7 +82,7 @@ class Mirrored:
     def probabilities(self, images: Tensor, /) -> Tensor:
         """Class probabilities [N, K, r, r] of uint8 images [N, 3, r, r]."""
         own, mirrored = (self._predictor.probabilities(x) for x in (images, images.flip(3)))
-        return (own + mirrored_back(mirrored, self._classes)) / 2
+        return mean_with_mirrored(own, mirrored, self._classes)
 
 
 def masks_by(predictor: Predictor, images: Tensor) -> Tensor:

@@ -47,15 +47,16 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.float().add(1).mul(255 / 2).round().clamp(0, 255).to(torch.uint8)
 
 
-def mirrored_back(probabilities: Tensor, classes: Classes) -> Tensor:
-    """What was made of mirrored images, as it stands in the images: columns turned round, left and right parts exchanged.
+def mean_with_mirrored(own: Tensor, mirrored: Tensor, classes: Classes) -> Tensor:
+    """The mean of what was made of images and of their mirror images, whose left and right parts are exchanged.
 
     Args:
-        probabilities: [N, K, r, r] of the mirrored images.
+        own: probabilities [N, K, r, r] of the images.
+        mirrored: the same of the mirror images.
         classes: the K classes.
     """
-    swap = classes.swap_table()[: classes.num_classes].to(probabilities.device)
-    return probabilities.flip(3)[:, swap]
+    swap = classes.swap_table()[: classes.num_classes].to(mirrored.device)
+    return (own + mirrored.flip(3)[:, swap]) / 2
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Segmenter:
             return found
         mirrored = self._outputs(x.flip(3)).probabilities
         means = {
-            name: (own + mirrored_back(mirrored[name], self.classes)) / 2
+            name: mean_with_mirrored(own, mirrored[name], self.classes)
             for name, own in found.probabilities.items()
         }
         return replace(found, probabilities=means)

@@ -58,9 +58,8 @@ def test_flipping_takes_the_mean_with_the_mirror_image() -> None:
     segmenter.classes = swapped
     got = segmenter.probabilities(x)
     plain = segmenter.probabilities(x, flip=False)
-    expected = (
-        segmenter.probabilities(x.flip(3), flip=False).flip(3).flip(1)
-    )  # classes trade places
+    # two classes trade places
+    expected = segmenter.probabilities(x.flip(3), flip=False).flip(3).flip(1)
     torch.testing.assert_close(got, (plain + expected) / 2)
     assert not torch.allclose(got, plain)
     # the mirrored image gives the mirrored result
