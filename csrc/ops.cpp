@@ -281,6 +281,47 @@ Tensor empty_op(const Tensor& like, const std::vector<int64_t>& size, bool chann
 
 #if defined(GPSEG_CUDA_KERNELS)
 
+// A dense kernel [O, I, kh, kw] in any order of memory.
+Taps taps_of(void* start, const Tensor& weight) {
+  return {start, weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)};
+}
+
+cuda::DemodulationSize demodulation_size(const Tensor& weight, const Tensor& styles) {
+  STD_TORCH_CHECK(weight.dim() == 4 && styles.dim() == 2,
+                  "gpseg: a kernel [O, I, kh, kw] and styles [N, I] expected");
+  return {dtype_of(weight), styles.size(0), weight.size(0),
+          weight.size(1),   weight.size(2), weight.size(3)};
+}
+
+void demodulation_op(const Tensor& weight, const Tensor& styles, double epsilon, const Tensor& w2,
+                     const Tensor& d) {
+  const cuda::DemodulationSize size = demodulation_size(weight, styles);
+  const DType sums = accumulate(size.dtype);
+  run(&target::demodulation,
+      {size, taps_of(memory("weight", weight, size.dtype, weight.numel()), weight),
+       memory("styles", styles, sums, size.n * size.in_c),
+       result("w2", w2, sums, size.out_c * size.in_c), result("d", d, sums, size.n * size.out_c),
+       epsilon},
+      weight);
+}
+
+void demodulation_backward_op(const Tensor& weight, const Tensor& styles, const Tensor& w2,
+                              const Tensor& d, const Tensor& dd, const OptionalTensor& dstyles,
+                              const OptionalTensor& dweight) {
+  const cuda::DemodulationSize size = demodulation_size(weight, styles);
+  const DType sums = accumulate(size.dtype);
+  run(&target::demodulation_backward,
+      {size, taps_of(memory("weight", weight, size.dtype, weight.numel()), weight),
+       memory("styles", styles, sums, size.n * size.in_c),
+       memory("w2", w2, sums, size.out_c * size.in_c), memory("d", d, sums, size.n * size.out_c),
+       memory("dd", dd, sums, size.n * size.out_c),
+       memory("dstyles", dstyles, sums, size.n * size.in_c),
+       dweight.has_value()
+           ? taps_of(memory("dweight", dweight, size.dtype, weight.numel()), *dweight)
+           : Taps{}},
+      weight);
+}
+
 void fused_conv_op(const Tensor& x, const Tensor& weight, const OptionalTensor& style,
                    int64_t stride, const std::vector<int64_t>& padding, bool transposed,
                    const OptionalTensor& d, const OptionalTensor& noise, const OptionalTensor& bias,
@@ -482,6 +523,12 @@ GPSEG_DEFINE(GPSEG_LIBRARY, m) {
 #endif
 #if defined(GPSEG_CUDA_KERNELS)
   m.def(
+      "demodulation(Tensor weight, Tensor styles, float epsilon, Tensor(a!) w2, Tensor(b!) d) -> "
+      "()");
+  m.def(
+      "demodulation_backward(Tensor weight, Tensor styles, Tensor w2, Tensor d, Tensor dd, "
+      "Tensor(a!)? dstyles, Tensor(b!)? dweight) -> ()");
+  m.def(
       "fused_conv(Tensor x, Tensor weight, Tensor? style, int stride, int[] padding, bool "
       "transposed, Tensor? d, Tensor? noise, Tensor? bias, " GPSEG_ACTIVATION
       ", Tensor(a!) y, Tensor(b!)? c, Tensor? factor, Tensor(c!)? product) -> ()");
@@ -515,6 +562,8 @@ GPSEG_IMPLEMENT(GPSEG_LIBRARY, GPSEG_DISPATCH_KEY, m) {
   m.impl("empty", TORCH_BOX(&gpseg::empty_op));
 #endif
 #if defined(GPSEG_CUDA_KERNELS)
+  m.impl("demodulation", TORCH_BOX(&gpseg::demodulation_op));
+  m.impl("demodulation_backward", TORCH_BOX(&gpseg::demodulation_backward_op));
   m.impl("fused_conv", TORCH_BOX(&gpseg::fused_conv_op));
 #else
   m.impl("change_layout", TORCH_BOX(&gpseg::change_layout_op));

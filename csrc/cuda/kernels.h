@@ -71,6 +71,37 @@ struct Upfirdn2dPlan {
 // How `upfirdn2d` cuts a problem.
 Upfirdn2dPlan upfirdn2d_plan(const Upfirdn2d& p);
 
+// Of a kernel [out_c, in_c, kernel_h, kernel_w] in any layout, and what goes with it for n samples,
+// all in the accumulation type.
+struct DemodulationSize {
+  DType dtype;
+  int64_t n, out_c, in_c;
+  int64_t kernel_h, kernel_w;
+};
+
+// w2[o, i] = sum over the taps of weight^2, d[n, o] = 1 / sqrt(epsilon + sum over i of s^2 * w2).
+struct Demodulation : DemodulationSize {
+  Taps weight;
+  const void* styles;  // [n, in_c]
+  void* w2;            // [out_c, in_c]
+  void* d;             // [n, out_c]
+  double epsilon;
+};
+
+// Adds what the gradient of d gives to those of styles and kernel, which may be null.
+struct DemodulationBackward : DemodulationSize {
+  Taps weight;
+  const void* styles;
+  const void* w2;
+  const void* d;
+  const void* dd;
+  void* dstyles;
+  Taps dweight;  // in any layout
+};
+
+void demodulation(const Demodulation& p, const Queue& queue);
+void demodulation_backward(const DemodulationBackward& p, const Queue& queue);
+
 void fused_conv(const FusedConv& p, const Queue& queue);
 
 // How `fused_conv` cuts a problem on a GPU of so many multiprocessors.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gpseg.backends import convolution
 from gpseg.backends.contract import Epilogue, Pair
+from gpseg.backends.demodulation import EPSILON
 from gpseg.backends.devices import capability_of
 from gpseg.backends.layout import (
     accumulate_dtype,
@@ -212,7 +213,30 @@ class CompiledBackend:
         )
         return y, c
 
-    squared_norms = staticmethod(convolution.reduced_squared_norms)
+    def demodulation(self, weight: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """W2 and d, in one kernel."""
+        w2 = torch.empty(weight.shape[:2], dtype=s.dtype, device=s.device)
+        d = torch.empty((s.shape[0], weight.shape[0]), dtype=s.dtype, device=s.device)
+        self._kernels.demodulation.default(
+            in_layout_of(weight, weight), s.contiguous(), EPSILON, w2, d
+        )
+        return w2, d
+
+    def demodulation_backward(
+        self,
+        weight: Tensor,
+        s: Tensor,
+        w2: Tensor,
+        d: Tensor,
+        dd: Tensor,
+        ds: Tensor | None,
+        dweight: Tensor | None,
+    ) -> None:
+        """Add what d's gradient gives to those of s and weight, in one kernel."""
+        self._kernels.demodulation_backward.default(
+            in_layout_of(weight, weight), s.contiguous(), w2, d, dd, ds, dweight
+        )
+
     conv2d = staticmethod(convolution.conv2d)
     conv2d_weight_grad = staticmethod(convolution.conv2d_weight_grad)
 

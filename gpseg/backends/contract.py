@@ -144,8 +144,23 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor | None]:
         """`demod_act(upfirdn2d(x, …), …)` in one pass over memory, and the filter's result c too if `keep`."""
 
-    def squared_norms(self, weight: Tensor) -> Tensor:
-        """W2 `[O, I]` of `weight [O, I, kh, kw]`, Σ weight² over the taps, in the accumulation type."""
+    def demodulation(self, weight: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """W2 `[O, I]` of `weight [O, I, kh, kw]` and d `[N, O]` for `s [N, I]`, as in `gpseg.backends.demodulation`.
+
+        s and both results are in the accumulation type, and both results contiguous.
+        """
+
+    def demodulation_backward(
+        self,
+        weight: Tensor,
+        s: Tensor,
+        w2: Tensor,
+        d: Tensor,
+        dd: Tensor,
+        ds: Tensor | None,
+        dweight: Tensor | None,
+    ) -> None:
+        """Add what d's gradient dd gives to those of s and weight, in their place."""
 
     def conv2d(
         self,

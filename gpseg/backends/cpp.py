@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from gpseg.backends import convolution
+from gpseg.backends import demodulation as _demodulation
 from gpseg.backends.compiled import CompiledBackend, flat
 from gpseg.backends.contract import Epilogue
+from gpseg.backends.demodulation import inverse_norms
 from gpseg.backends.layout import (
     accumulate_dtype,
     for_sums,
@@ -184,11 +186,13 @@ class CppBackend(CompiledBackend):
         large, small = (size, x.shape) if conv.transposed else (x.shape, size)
         return _winograd_serves(x, w.shape, large, small, replace(conv, transposed=False), nchw)
 
-    def squared_norms(self, weight: Tensor) -> Tensor:
-        """Σ weight² over the taps, in one pass over a weight in any layout."""
+    def demodulation(self, weight: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """W2 and d; Σ weight² over the taps is one pass over a weight in any layout."""
         w2 = torch.empty(weight.shape[:2], dtype=accumulate_dtype(weight.dtype))
         self._kernels.squared_norms.default(weight, w2)
-        return w2
+        return w2, inverse_norms(w2, s)
+
+    demodulation_backward = staticmethod(_demodulation.demodulation_backward)
 
     def conv2d(
         self,

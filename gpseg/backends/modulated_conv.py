@@ -30,9 +30,6 @@ from gpseg.backends.resampling import (
     plan_resampling,
 )
 
-EPSILON = 1e-8
-"""Under the root of the demodulation, as published."""
-
 
 @dataclass(frozen=True)
 class Layer:
@@ -62,17 +59,6 @@ class Layer:
     def is_affine(self) -> bool:
         """The epilogue's gradient is the gain alone, whatever the convolution gave."""
         return not self.demodulate and self.act == "linear" and self.clamp < 0
-
-
-def demodulation(backend: Backend, weight: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """W2 `[O, I]` and d `[N, O]` for styles `[N, I]`, both contiguous."""
-    w2 = backend.squared_norms(weight).contiguous()
-    return w2, demodulation_by(w2, s)
-
-
-def demodulation_by(w2: Tensor, s: Tensor) -> Tensor:
-    """d `[N, O]` for W2 `[O, I]` and styles `[N, I]`."""
-    return (s.square() @ w2.t() + EPSILON).rsqrt()
 
 
 def _filter(backend: Backend, x: Tensor, fir: Fir, f: Tensor | None) -> Tensor:
@@ -125,7 +111,7 @@ def forward(
     plan = layer.plan(weight, f)
     conv = plan.convolution
     s = styles.to(accumulate_dtype(x.dtype))
-    w2, d = demodulation(backend, weight, s) if layer.demodulate else (None, None)
+    w2, d = backend.demodulation(weight, s) if layer.demodulate else (None, None)
     epilogue = layer.epilogue(d, noise, bias)
     keep_c = keep and not layer.is_affine
 
@@ -253,11 +239,7 @@ def backward(
         if dw is not None:
             dweight = oriented_weight(dw, conv.transposed, layer.flip_weight)
     if d is not None and w2 is not None and dd is not None:
-        g = d.pow(3).mul_(dd)  # -2 times the gradient of what is under the root
-        if ds is not None:
-            ds = torch.addcmul(ds, s, g @ w2, value=-1)
-        if dweight is not None:
-            dweight.addcmul_(weight, (g.t() @ s.square())[:, :, None, None], value=-1)
+        backend.demodulation_backward(weight, s, w2, d, dd, ds, dweight)
     if dweight is not None and dweight.stride() != weight.stride():
         dweight = torch.empty_like(weight).copy_(dweight)
     return dx, dweight, None if ds is None else ds.to(styles.dtype), dbias, dnoise

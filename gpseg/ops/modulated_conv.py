@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gpseg import backends
 from gpseg.backends import modulated_conv
-from gpseg.backends.convolution import squared_norms
+from gpseg.backends.demodulation import inverse_norms, squared_norms
 from gpseg.backends.layout import accumulate_dtype, empty_in_layout_of
 from gpseg.backends.modulated_conv import Layer, convolved_size
 from gpseg.backends.resampling import Fir, filter_taps, filtered_size, oriented_weight
@@ -283,7 +283,7 @@ def _composed(
         flip_weight=layer.flip_weight,
     )
     if layer.demodulate:
-        d = modulated_conv.demodulation_by(squared_norms(weight), s)
+        d = inverse_norms(squared_norms(weight), s)
         y = (y * d[:, :, None, None]).to(x.dtype)
     if noise is not None:
         y = y + noise.to(y.dtype)
@@ -502,9 +502,8 @@ def modulated_conv2d_act_backward(
     w2 = d = x.new_empty(0)
     if demodulate:
         with torch.no_grad():
-            w2, d = modulated_conv.demodulation(
-                backends.select(x), weight, styles.to(accumulate_dtype(x.dtype))
-            )
+            s = styles.to(accumulate_dtype(x.dtype))
+            w2, d = backends.select(x).demodulation(weight, s)
     dx, dweight, dstyles, dbias, dnoise = _modulated_conv2d_act_backward(
         dy, x, weight, styles, bias, noise, f, c, w2, d, needs_input, needs_weight, *layer
     )

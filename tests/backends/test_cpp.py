@@ -20,6 +20,7 @@ from torch.nn import functional
 from gpseg.backends import cpp as cpp_module
 from gpseg.backends.contract import Epilogue
 from gpseg.backends.cpp import BACKEND as cpp
+from gpseg.backends.layout import accumulate_dtype
 from gpseg.selftest.comparison import relative_rms
 
 if cpp.available() is not None:
@@ -913,14 +914,15 @@ class TestSquaredNorms:
             )
         else:
             held = LAYOUTS[layout](weight)
-        w2 = cpp.squared_norms(held)
+        w2, _ = cpp.demodulation(held, torch.ones(1, size[1], dtype=accumulate_dtype(dtype)))
         wanted = weight.double().square().sum([2, 3])
         assert w2.shape == size[:2] and w2.is_contiguous()
         assert float((w2 - wanted).abs().max()) < (1e-12 if dtype == torch.float64 else 1e-5)
 
     def test_nothing(self) -> None:
-        assert cpp.squared_norms(torch.ones(0, 3, 3, 3)).shape == (0, 3)
-        assert cpp.squared_norms(torch.ones(3, 0, 3, 3)).shape == (3, 0)
+        for o, i in (0, 3), (3, 0):
+            w2, _ = cpp.demodulation(torch.ones(o, i, 3, 3), torch.ones(1, i))
+            assert w2.shape == (o, i)
 
 
 class TestLayout:

@@ -342,6 +342,56 @@ def torch_weight(
     return kernels.draw(*size, dtype=torch.float64).div((i * k * k) ** 0.5).to(dtype)
 
 
+class TestDemodulation:
+    """W2, d, and what d's gradient adds to others, whatever lies where in memory."""
+
+    @DTYPES
+    @pytest.mark.parametrize("memory", ["nchw", "channels_last", "inputs first"])
+    @pytest.mark.parametrize(
+        "size",
+        [(5, 7, 3, 3), (40, 33, 3, 3), (3, 300, 1, 1), (2, 264, 3, 2), (1, 1, 1, 1)],
+        ids=str,
+    )
+    @pytest.mark.parametrize("n", [0, 1, 11])
+    def test_both_directions(
+        self, kernels: Kernels, n: int, size: tuple[int, ...], memory: str, dtype: torch.dtype
+    ) -> None:
+        weight, dweight = (self._weight(kernels, size, memory, dtype) * k for k in (1.0, 0.5))
+        sums = torch.float64 if dtype == torch.float64 else torch.float32
+        s, ds = (kernels.draw(n, size[1], dtype=sums) * k for k in (1.0, -2.0))
+        w2, d = kernels.backend.demodulation(weight, s)
+        for got, want in zip((w2, d), reference.demodulation(wide(weight), wide(s)), strict=True):
+            assert got.is_contiguous() and got.dtype == sums
+            assert_close(got, want, sums)
+        dd = kernels.draw(n, size[0], dtype=sums) * 3
+        want_ds, want_dw = wide(ds).clone(), wide(dweight).clone()
+        given = (wide(weight), wide(s), wide(w2), wide(d), wide(dd))
+        reference.demodulation_backward(*given, want_ds, want_dw)
+        for asks_ds, asks_dw in (True, True), (True, False), (False, True):
+            own_ds, own_dw = ds.clone(), dweight.clone()
+            kernels.backend.demodulation_backward(
+                weight, s, w2, d, dd, own_ds if asks_ds else None, own_dw if asks_dw else None
+            )
+            assert_close(own_ds, want_ds if asks_ds else wide(ds), sums)
+            assert_close(own_dw, want_dw if asks_dw else wide(dweight), dtype)
+
+    @staticmethod
+    def _weight(kernels: Kernels, size: tuple[int, ...], memory: str, dtype: torch.dtype) -> Tensor:
+        if memory == "inputs first":
+            return kernels.draw(size[1], size[0], *size[2:], dtype=dtype).transpose(0, 1)
+        return kernels.draw(*size, dtype=dtype, last=memory == "channels_last")
+
+    def test_styles_in_any_layout(self, kernels: Kernels) -> None:
+        weight, s = kernels.draw(4, 6, 3, 3), kernels.draw(6, 2).t()
+        w2, d = kernels.backend.demodulation(weight, s)
+        assert_close(d, reference.demodulation(weight, s)[1], torch.float64)
+        ds, dd = kernels.draw(2, 6), kernels.draw(2, 4)
+        want = ds.clone()
+        reference.demodulation_backward(weight, s, w2, d, dd, want, None)
+        kernels.backend.demodulation_backward(weight, s, w2, d, dd, ds, None)
+        assert_close(ds, want, torch.float64)
+
+
 @HALVES
 @pytest.mark.parametrize("conv", CONVOLUTIONS, ids=str)
 @pytest.mark.parametrize("channels", CHANNELS, ids=str)
@@ -595,6 +645,11 @@ def _everything(kernels: Kernels, dtype: torch.dtype, last: bool) -> Iterator[Te
         assert t is not None
         yield t
     yield backend.demod_act(x, epilogue)
+    w, dw = (kernels.draw(17, 24, 3, 3, dtype=dtype, last=last) * k for k in (1.0, -0.5))
+    w2, root = backend.demodulation(w, d)
+    ds = d.clone()
+    backend.demodulation_backward(w, d, w2, root, 1 + root, ds, dw)
+    yield from (w2, root, ds, dw)
     for taps, (up, down) in itertools.product(TAPS.values(), [(1, 1), (2, 1), (1, 2), (3, 2)]):
         yield backend.upfirdn2d(x, taps, (up, up), (down, down), (6, 5, 5, 6), False, 1.0)
     if last and dtype == torch.float16:

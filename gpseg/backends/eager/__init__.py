@@ -5,6 +5,7 @@ from typing import NoReturn
 import torch
 
 from gpseg.backends import convolution
+from gpseg.backends import demodulation as _demodulation
 from gpseg.backends.contract import Backend
 from gpseg.backends.eager import bias_act as _bias_act
 from gpseg.backends.eager import modulated_conv as _modulated_conv
@@ -28,7 +29,8 @@ class EagerBackend:
     demod_act_backward = staticmethod(_modulated_conv.demod_act_backward)
     upfirdn2d_demod_act = staticmethod(_modulated_conv.upfirdn2d_demod_act)
 
-    squared_norms = staticmethod(convolution.squared_norms)
+    demodulation = staticmethod(_modulated_conv.demodulation)
+    demodulation_backward = staticmethod(_demodulation.demodulation_backward)
     conv2d = staticmethod(convolution.conv2d)
     conv2d_weight_grad = staticmethod(convolution.conv2d_weight_grad)
 

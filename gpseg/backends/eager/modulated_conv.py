@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from gpseg.backends.contract import Epilogue
+from gpseg.backends.demodulation import inverse_norms, squared_norms
 from gpseg.backends.eager.bias_act import bias_act, bias_act_backward
 from gpseg.backends.eager.upfirdn2d import upfirdn2d
 from gpseg.backends.layout import accumulate_dtype, in_layout_of
@@ -18,6 +19,12 @@ def scale_channels_backward(x: Tensor, s: Tensor, dy: Tensor) -> tuple[Tensor, T
     g = dy.to(accumulate_dtype(x.dtype))
     ds = (g * x.to(g.dtype)).sum([2, 3])
     return in_layout_of(g * s[:, :, None, None], x), ds.to(s.dtype)
+
+
+def demodulation(weight: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """W2 `[O, I]` and d `[N, O]` for styles `[N, I]`."""
+    w2 = squared_norms(weight).contiguous()
+    return w2, inverse_norms(w2, s)
 
 
 def _preactivation(c: Tensor, d: Tensor | None, noise: Tensor | None) -> Tensor:

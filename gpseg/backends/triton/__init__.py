@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gpseg.backends import convolution
+from gpseg.backends import demodulation as _demodulation
 from gpseg.backends.architectures import unserved_gpu
 from gpseg.backends.contract import Backend
 from gpseg.backends.layout import memory_format_of
@@ -76,7 +77,8 @@ class TritonBackend:
     fused_conv_input_grad = _in("modulated_conv", "fused_conv_input_grad")
     fused_conv_weight_grad = _in("modulated_conv", "fused_conv_weight_grad")
 
-    squared_norms = staticmethod(convolution.reduced_squared_norms)
+    demodulation = staticmethod(_demodulation.demodulation)
+    demodulation_backward = staticmethod(_demodulation.demodulation_backward)
     conv2d = staticmethod(convolution.conv2d)
     conv2d_weight_grad = staticmethod(convolution.conv2d_weight_grad)
 
