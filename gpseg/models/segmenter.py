@@ -75,7 +75,7 @@ class Outputs:
 
 
 class Segmenter:
-    """Predicts part masks in one pass.
+    """Predicts part masks.
 
     Args:
         model: the networks, as a rule the running mean of the training.
