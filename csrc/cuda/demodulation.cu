@@ -1,5 +1,5 @@
-// d = rsqrt(s^2 @ W2^T + epsilon), W2 being the kernel's squares summed up over its taps, and what
-// the gradient of d adds to those of styles and kernel: a launch each. Both are small next to the
+// d = rsqrt(s^2 @ W2^T + epsilon), W2 being the weight's squares summed up over its taps, and what
+// the gradient of d adds to those of styles and weight: a launch each. Both are small next to the
 // convolution; of torch's operations they take thirteen.
 #include <cstdint>
 #include <string>
@@ -143,7 +143,7 @@ __device__ __forceinline__ void add_to_weight(const Roots<Sum<T>>& roots, const 
   }
 }
 
-// The first blocks have the styles, the others the kernel.
+// The first blocks have the styles, the others the weight.
 template <class T>
 __global__ void __launch_bounds__(kDemodulationThreads)
     demodulation_backward_kernel(Roots<Sum<T>> roots, const Sum<T>* __restrict__ styles,
