@@ -6,6 +6,7 @@ another on the tensors' own memory, and looks for races in the log of their acce
 
 import contextlib
 import functools
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -78,6 +79,11 @@ def execute(
         _COMPILED[key] = _compile(launch)
     compiled = _COMPILED[key]
     memory = _place(launch, compiled.parameters)
+    seen = *key, programs, *_scalars(launch, compiled.parameters), _digest(launch, memory)
+    if seen in _LEFT:
+        for array, left in zip(_regions(launch, memory), _LEFT[seen], strict=True):
+            array[:] = left
+        return
     if programs > 1:
         memory.trace()
     module = _parsed(compiled.text)
@@ -91,6 +97,35 @@ def execute(
         fault = _race(launch, memory, compiled)
     if fault is not None:
         raise KernelFault(sanitize._with_source(fault, compiled.text, launch.fn_file))
+    regions = _regions(launch, memory)
+    if sum(array.nbytes for array in regions) <= REMEMBERED:
+        _LEFT[seen] = [array.copy() for array in regions]
+
+
+def _regions(launch: LaunchRecord, memory: Memory) -> list[Any]:
+    """The memory of a launch, in the order of its arguments."""
+    arrays = {base // APART: array for base, array in memory.buffers().items()}
+    return [arrays[n] for n in dict.fromkeys(base // APART for base in launch.bases.values())]
+
+
+def _digest(launch: LaunchRecord, memory: Memory) -> bytes:
+    """What the kernel can tell of its memory: what it holds, and where in it each tensor is."""
+    starts = {base // APART: base for base in memory.buffers()}
+    order = [*dict.fromkeys(base // APART for base in launch.bases.values())]
+    places = [
+        (name, order.index(base // APART), base - starts[base // APART])
+        for name, base in launch.bases.items()
+    ]
+    digest = hashlib.blake2b(repr(places).encode())
+    for array in _regions(launch, memory):
+        digest.update(repr((array.dtype, array.shape)).encode())
+        digest.update(array)
+    return digest.digest()
+
+
+def _scalars(launch: LaunchRecord, parameters: list[str]) -> list[str]:
+    leaves = harness._leaf_bound(launch)
+    return [repr(leaves[n]) for n in parameters if not isinstance(leaves[n], Tensor)]
 
 
 def _fault(launch: LaunchRecord, error: MemoryFault | Poison) -> Fault:
@@ -166,12 +201,18 @@ def _place(launch: LaunchRecord, parameters: list[str]) -> Memory:
     leaves = harness._leaf_bound(launch)
     tensors = {n: leaves[n] for n in parameters if isinstance(leaves[n], Tensor)}
     memory, bases = placed(tensors)
-    launch.ptrs = launch.bases = bases
+    launch.ptrs = launch.bases = {n: bases[n] for n in tensors}
     launch.pre = {n: covered(t).numpy() for n, t in tensors.items()}
     return memory
 
 
 _COMPILED: dict[tuple[JITFunction[Any], str], Compiled] = {}
+
+REMEMBERED = 1 << 16
+"""Bytes of memory up to which a launch is remembered."""
+
+_LEFT: dict[tuple[Any, ...], list[Any]] = {}
+"""What launches without a fault left in memory: tests of gradients begin with the launches of the forward again."""
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tests.emulated_triton import emulator
 if (reason := emulator.missing()) is not None:
     pytest.skip(reason, allow_module_level=True)
 
+from ttsem.interp import Interp
 from ttsem.memory import Memory
 from ttsem.sanitize import KernelFault
 
@@ -112,6 +114,30 @@ def test_kernels_are_compiled_for_their_arguments() -> None:
             y = torch.full((2, columns), torch.nan, dtype=dtype)
             scale(view, y)
             assert torch.equal(y, GAIN * view)
+
+
+def test_a_launch_that_was_seen_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    run = Interp.run_grid
+    monkeypatch.setattr(Interp, "run_grid", lambda *args: runs.append(args) or run(*args))
+
+    def ran(*args: Any) -> int:
+        before = len(runs)
+        scale(*args)
+        return len(runs) - before
+
+    x = matrix(2, 7)
+    for times, expected in [(x, 1), (x.clone(), 0), (x + 1, 1), (torch.cat([x, x], 1)[:, :7], 1)]:
+        for y in (torch.full((2, 7), torch.nan), torch.full((2, 7), torch.nan)):
+            assert ran(times, y) == expected
+            assert torch.equal(y, GAIN * times)
+            expected = 0
+    assert ran(x, torch.zeros(2, 7)) == 1  # what is overwritten might have counted
+    whole = torch.cat([x, x])
+    assert ran(whole[:2], whole[2:]) == 1  # one piece of memory instead of two
+    for _ in range(2):
+        with pytest.raises(KernelFault):
+            scale(x, torch.zeros(2, 7), "store past the end")
 
 
 def test_too_many_accesses_to_look_for_races(monkeypatch: pytest.MonkeyPatch) -> None:
