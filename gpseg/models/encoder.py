@@ -35,7 +35,7 @@ class Encoder(nn.Module):
         # Small, so that the first codes lie near the mean face and not where the generator knows nothing.
         nn.init.normal_(self.to_ws.weight, std=0.1)
         self.register_buffer("w_mean", torch.zeros(network.w_dim))
-        self.adapters = nn.ModuleDict(
+        self.laterals = nn.ModuleDict(
             {str(r): Conv2d(c, c, 3, activation="lrelu") for r, c in self.trunk.channels.items()}
         )
 
@@ -51,7 +51,8 @@ class Encoder(nn.Module):
         Returns:
             Styles [N, num_ws, w_dim], float32, and features [N, channels[r], r, r] by resolution r.
         """
-        features = self.trunk.features(images, dtype=dtype)
+        # convolved: at full resolution fromRGB alone has seen no neighbours
+        features = self.trunk.features(images, convolved=True, dtype=dtype)
         offsets = self.to_ws(self.hidden(features[4].float().flatten(1)))
         ws = self.w_mean + offsets.reshape(-1, self.num_ws, self.w_dim)
-        return ws, {r: self.adapters[str(r)](x) for r, x in features.items()}
+        return ws, {r: self.laterals[str(r)](x) for r, x in features.items()}

@@ -588,11 +588,13 @@ class DiscriminatorBlock(nn.Module):
         )
         self.skip = Conv2d(in_channels, out_channels, 1, bias=False, down=2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map features [N, in_channels, r, r] to [N, out_channels, r/2, r/2]."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the first convolution makes of features [N, in_channels, r, r], of the same size, and what the block does,
+        [N, out_channels, r/2, r/2]."""
         skip: Tensor = self.skip(x, gain=math.sqrt(0.5))
-        residual: Tensor = self.conv1(self.conv0(x), gain=math.sqrt(0.5))
-        return skip.add_(residual)  # nothing else reads skip
+        convolved: Tensor = self.conv0(x)
+        residual: Tensor = self.conv1(convolved, gain=math.sqrt(0.5))
+        return convolved, skip.add_(residual)  # nothing else reads skip
 
 
 class DiscriminatorEpilogue(nn.Module):
@@ -667,11 +669,14 @@ class Discriminator(nn.Module):
         assert isinstance(block, DiscriminatorBlock)
         return block
 
-    def features(self, img: Tensor, *, dtype: torch.dtype | None = None) -> dict[int, Tensor]:
+    def features(
+        self, img: Tensor, *, convolved: bool = False, dtype: torch.dtype | None = None
+    ) -> dict[int, Tensor]:
         """Feature maps of every resolution, from the images' own down to 4.
 
         Args:
             img: [N, img_channels, img_resolution, img_resolution], −1 … 1.
+            convolved: give of each residual block what its first convolution makes, in place of what it takes.
             dtype: dtype of the features; None for the network's own.
 
         Returns:
@@ -691,7 +696,9 @@ class Discriminator(nn.Module):
                 features[r] = x
             if r < self.float32_below:
                 x = x.float()
-            x = _run_block(block, x, recompute=self.checkpointing)
+            fine, x = _run_block(block, x, recompute=self.checkpointing)
+            if convolved:
+                features[r] = fine
             features[r // 2] = x
         return features
 

@@ -194,6 +194,10 @@ def test_discriminator_features():
         r: (2, discriminator.channels[r], r, r) for r in (32, 16, 8, 4)
     }
     torch.testing.assert_close(discriminator.b4(features[4]), discriminator(images))
+    convolved = discriminator.features(images, convolved=True)
+    assert convolved.keys() == features.keys() and convolved[4].equal(features[4])
+    for r in (32, 16, 8):
+        torch.testing.assert_close(convolved[r], discriminator.block(r).conv0(features[r]))
     with pytest.raises(InputError, match="16x16"):
         discriminator(torch.randn(2, 3, 16, 16))
 

@@ -49,7 +49,7 @@ class EncoderDecoder(MaskNetwork):
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, K, r, r] of images [N, 3, r, r] in -1..1."""
         require_resolution(images, self.trunk.img_resolution)
-        features = self.trunk.features(images, dtype=self.dtype)
+        features = self.trunk.features(images, convolved=True, dtype=self.dtype)
         x = features[4]
         for r, block in self.up.items():
             x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)

@@ -48,7 +48,7 @@ class Inverter(nn.Module):
         channels = generator.synthesis.channels if skips else {}
         self.skips = nn.ModuleDict({str(r): ZeroProjection(c, c) for r, c in channels.items()})
         if not skips:
-            self.encoder.adapters.requires_grad_(False)  # nothing reads them
+            self.encoder.laterals.requires_grad_(False)  # nothing reads them
 
     def forward(
         self, images: Tensor, dtype: torch.dtype | None = None
@@ -142,7 +142,7 @@ def invert(
         return total
 
     encoder = inverter.encoder
-    new = nn.ModuleList([encoder.hidden, encoder.to_ws, encoder.adapters, inverter.skips])
+    new = nn.ModuleList([encoder.hidden, encoder.to_ws, encoder.laterals, inverter.skips])
     rates: list[tuple[nn.Module, float]] = [(encoder.trunk, loss.lr_pretrained), (new, loss.lr)]
     ema = fit(inverter, rates, backward, steps=steps, name="inversion")
     return InvertedGenerator(generator, ema, dtype)
