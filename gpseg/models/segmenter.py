@@ -134,8 +134,11 @@ class Segmenter:
 
     def _outputs(self, x: Tensor) -> Outputs:
         streams = self.model(x, dtype=self.dtype)
-        palette = self.model.palette_logits(streams.colours, TEMPERATURE).softmax(1)
-        classifier = streams.logits.softmax(1)
+        palette_logits = self.model.palette_logits(streams.colours, TEMPERATURE)
+        palette, classifier = (
+            (logits - self.model.rarity[:, None, None]).softmax(1)
+            for logits in (palette_logits, streams.logits)
+        )
         probabilities = (palette, classifier, (palette + classifier) / 2)
         return Outputs(
             streams.reconstruction,

@@ -99,6 +99,8 @@ class TwoStream(nn.Module):
     """
 
     palette: Tensor
+    rarity: Tensor
+    """By how much the logits of rare parts are too high, [K], for being weighted in training: `gpseg.training.losses.rarity`."""
 
     def __init__(
         self,
@@ -120,6 +122,7 @@ class TwoStream(nn.Module):
         self.crossings = _projections(channels) if crossing else None
         self.classifier = PixelClassifier(channels, num_classes)
         self.register_buffer("palette", far_apart_palette(num_classes))
+        self.register_buffer("rarity", torch.zeros(num_classes))
 
     def forward(
         self,

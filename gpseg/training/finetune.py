@@ -25,6 +25,7 @@ from gpseg.training.losses import (
     class_weights,
     masked_mean,
     parts_loss,
+    rarity,
 )
 from gpseg.training.run_folder import Interrupted, RunFolder
 from gpseg.training.schedules import interpolated_target, learning_rate, ramp
@@ -78,8 +79,9 @@ class Finetuner:
         self.model = TwoStream(
             generator, discriminator, network, data.classes.num_classes, crossing=config.crossing
         ).to(device)
-        self.ema = ema_copy(self.model)
         self.weights = class_weights(data.masks, data.classes.num_classes).to(device)
+        self.model.rarity.copy_(rarity(self.weights))
+        self.ema = ema_copy(self.model)
         self.random = torch.Generator(device).manual_seed(config.seed)
         self.draws = Batches(config, data, device, ranks)
         self.optimizer = torch.optim.Adam(

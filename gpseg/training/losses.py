@@ -145,6 +145,19 @@ def class_weights(
     return (weights / (weights * share).sum()).float()
 
 
+def rarity(weights: Tensor) -> Tensor:
+    """Logarithm [K] of how much more than the background each class weighs in the loss, 0 where it doesn't.
+
+    That much likelier than they are a network takes rare parts for; taken off its logits, it finds them as often as they are
+    (Menon et al., ICLR 2021). Classes larger than the background are left: from one collection to another large parts differ.
+
+    Args:
+        weights: of the classes [K], as `class_weights` gives them; background first.
+    """
+    reference = torch.where(weights[0] > 0, weights[0], 1)
+    return (weights / reference).clamp(min=1).log()
+
+
 def masked_mean(values: Tensor, valid: Tensor, count: Tensor | None = None) -> Tensor:
     """Mean of `values` [N, …, r, r] over the pixels where `valid` [N, r, r]; 0 if there are none.
 

@@ -52,6 +52,15 @@ def test_fusion_is_the_mean_of_the_others() -> None:
     torch.testing.assert_close(fusion, (palette + classifier) / 2)
 
 
+def test_rarity_is_taken_off_the_logits() -> None:
+    segmenter, x = make(), images()
+    plain = {r: segmenter.probabilities(x, r, flip=False) for r in READOUTS}
+    segmenter.model.rarity[1] = 2.0
+    for readout in ("palette", "classifier"):
+        expected = (plain[readout].log() - torch.tensor([0.0, 2.0])[:, None, None]).softmax(1)
+        torch.testing.assert_close(segmenter.probabilities(x, readout, flip=False), expected)
+
+
 def test_flipping_takes_the_mean_with_the_mirror_image() -> None:
     swapped = replace(CLASSES, swap=((0, 1),))
     segmenter, x = make(), images()

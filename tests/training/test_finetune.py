@@ -17,7 +17,13 @@ from gpseg.training.batches import Batch, Batches, TrainingSet
 from gpseg.training.distributed import Ranks
 from gpseg.training.finetune import Finetuner, finetune
 from gpseg.training.finetune_config import FinetuneConfig
-from gpseg.training.losses import PerceptualLoss, class_weights, masked_mean, part_cross_entropy
+from gpseg.training.losses import (
+    PerceptualLoss,
+    class_weights,
+    masked_mean,
+    part_cross_entropy,
+    rarity,
+)
 from gpseg.training.run_folder import Interrupted, RunFolder
 
 NETWORK = NetworkConfig(16, z_dim=8, w_dim=8, channel_base=128, channel_max=8, mapping_layers=2)
@@ -216,6 +222,25 @@ def test_class_weights_favour_the_rare_and_keep_the_mean() -> None:
     assert weights[1] > weights[0]
     assert weights[2] == 0
     assert (weights[:2] * share).sum() == pytest.approx(1)
+
+
+def test_without_rarity_weighted_logits_are_of_true_shares() -> None:
+    share = torch.tensor([0.8, 0.15, 0.05, 0])
+    weights = torch.tensor([0.5, 1.5, 4, 0])
+    likeliest = (
+        weights * share
+    ).log()  # what a network that sees nothing learns under these weights
+    assert torch.allclose((likeliest - rarity(weights)).softmax(0), share)
+    assert rarity(torch.tensor([2.0, 1.0, 4.0])).tolist() == pytest.approx([0, 0, math.log(2)])
+    assert rarity(torch.tensor([0.0, 1.0, 4.0])).tolist() == pytest.approx([0, 0, math.log(4)])
+
+
+def test_predictions_are_freed_of_the_weights() -> None:
+    trainer = make()
+    assert trainer.weights[1] > trainer.weights[0]
+    assert torch.equal(trainer.segmenter().model.rarity, rarity(trainer.weights))
+    trainer.step()
+    assert torch.equal(trainer.segmenter().model.rarity, rarity(trainer.weights))
 
 
 def test_lpips_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

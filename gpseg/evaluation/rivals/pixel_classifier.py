@@ -21,7 +21,7 @@ from gpseg.models.segmenter import to_float
 from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig
 from gpseg.training.batches import TrainingSet
 from gpseg.training.device import Precision, choose_device, choose_dtype
-from gpseg.training.losses import class_weights, masked_mean, part_cross_entropy
+from gpseg.training.losses import class_weights, masked_mean, part_cross_entropy, rarity
 
 HIDDEN = (128, 32)
 LR = 3e-3
@@ -44,6 +44,8 @@ class Ensemble(nn.Module):
 
     mean: Tensor
     deviation: Tensor
+    rarity: Tensor
+    """Taken off the logits at prediction, as by `gpseg.training.losses.rarity`: rare parts' pixels are drawn more often."""
 
     def __init__(
         self, inputs: int, num_classes: int, members: int, hidden: tuple[int, int] = HIDDEN
@@ -52,6 +54,7 @@ class Ensemble(nn.Module):
         self.members = members
         self.register_buffer("mean", torch.zeros(inputs))
         self.register_buffer("deviation", torch.ones(inputs))
+        self.register_buffer("rarity", torch.zeros(num_classes))
         first, second = (members * width for width in hidden)
         self.first = nn.Conv1d(inputs, first, 1)
         self.rest = nn.Sequential(
@@ -76,7 +79,9 @@ class Ensemble(nn.Module):
             own = {r: x[n : n + 1].float() for r, x in maps.items()}
             pixels = torch.arange(resolution**2, device=self.mean.device)[None]
             tiles = [
-                self(columns_at(own, places, resolution)).softmax(2).mean(1)
+                (self(columns_at(own, places, resolution)) - self.rarity[:, None])
+                .softmax(2)
+                .mean(1)
                 for places in pixels.split(PIXELS_A_TILE, dim=1)
             ]
             images.append(torch.cat(tiles, dim=2))
@@ -221,6 +226,7 @@ def _classifier(
         ensemble = Ensemble(len(moments.mean), classes.num_classes, members).to(device)
     ensemble.mean.copy_(moments.mean)
     ensemble.deviation.copy_(moments.deviation)
+    ensemble.rarity.copy_(rarity(weights))
     alike = torch.ones(classes.num_classes, device=device)
 
     def backward(*_unused: object) -> Tensor:

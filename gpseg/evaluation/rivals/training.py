@@ -16,7 +16,7 @@ from gpseg.models.segmenter import to_float
 from gpseg.models.stylegan2 import ema_copy, ema_update
 from gpseg.training.batches import Batches, TrainingSet
 from gpseg.training.finetune_config import FinetuneConfig
-from gpseg.training.losses import class_weights, parts_loss
+from gpseg.training.losses import class_weights, parts_loss, rarity
 
 WEIGHT_DECAY = 0.01
 EMA_HALF_LIFE = 20  # steps
@@ -30,6 +30,8 @@ class MaskNetwork(nn.Module):
 
     dtype = torch.float32
     """Of the feature maps."""
+    rarity = torch.zeros(())
+    """Taken off the logits at prediction, [K, 1, 1]: what `gpseg.training.losses.rarity` gives for the loss's weights."""
 
     def logits_of(self, images: Tensor) -> Tensor:
         """Logits [N, K, r, r] of images [N, 3, r, r] in -1..1, computed in `dtype`."""
@@ -43,7 +45,7 @@ class MaskNetwork(nn.Module):
         """Class probabilities [N, K, r, r] of images [N, 3, r, r], uint8 or floating in -1..1, in evaluation mode."""
         images = images.to(next(self.parameters()).device)
         images = images if images.is_floating_point() else to_float(images)
-        return self.eval().logits_of(images).softmax(1)
+        return (self.eval().logits_of(images) - self.rarity).softmax(1)
 
 
 def require_resolution(images: Tensor, resolution: int) -> None:
@@ -130,6 +132,7 @@ def fit_masks(
     """Train a network on labelled images, alone or as ours; the arguments are those of `fit` and of `train_unet`."""
     device = next(network.parameters()).device
     weights = class_weights(data.masks, data.classes.num_classes).to(device)
+    network.rarity = rarity(weights)[:, None, None]
     random = torch.Generator(device).manual_seed(seed)
     if as_ours is None:
         as_ours = FinetuneConfig(unlabelled_batch=0)

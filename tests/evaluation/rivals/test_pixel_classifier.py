@@ -14,6 +14,7 @@ from gpseg.models.stylegan2 import NetworkConfig
 from gpseg.processes import in_fresh_process
 from gpseg.selftest import memory
 from gpseg.training.batches import TrainingSet
+from gpseg.training.losses import class_weights, rarity
 from tests.evaluation.rivals.squares import (
     CLASSES,
     NETWORK,
@@ -68,6 +69,15 @@ def test_a_seed_gives_the_same_classifier_and_leaves_the_global_one_alone() -> N
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_predictions_are_freed_of_the_weights() -> None:
+    data, model = training_set(4, 2), trained()
+    weights = class_weights(data.masks, data.classes.num_classes)
+    assert torch.equal(model.ensemble.rarity, rarity(weights)) and model.ensemble.rarity.any()
+    before = model.probabilities(data.images)
+    model.ensemble.rarity.zero_()
+    assert (before[:, 1] < model.probabilities(data.images)[:, 1]).all()
 
 
 def test_members_learn_apart() -> None:

@@ -4,8 +4,10 @@ import torch
 from gpseg.data import PairChange
 from gpseg.errors import RunError
 from gpseg.evaluation.rivals import UNet, train_unet
+from gpseg.models.segmenter import to_float
 from gpseg.training.batches import Batches
 from gpseg.training.finetune_config import FinetuneConfig
+from gpseg.training.losses import class_weights, rarity
 from tests.evaluation.rivals.squares import STILL, check_prediction, squares, training_set
 
 
@@ -40,6 +42,16 @@ def test_learns_from_unlabelled_images_as_ours_does(monkeypatch: pytest.MonkeyPa
     )
     check_prediction(unet.probabilities(images[12:]), masks[12:], 0.5)
     assert asked == [(n / 80, 4, 4 if n < 60 else 7, 7) for n in range(80)]
+
+
+def test_predictions_are_freed_of_the_weights() -> None:
+    data = training_set(2)
+    unet = train_unet(data, steps=2, batch=2)
+    weights = class_weights(data.masks, data.classes.num_classes)
+    assert torch.equal(unet.rarity.flatten(), rarity(weights)) and unet.rarity.any()
+    x = to_float(data.images)
+    expected = (unet.logits_of(x) - rarity(weights)[:, None, None]).softmax(1)
+    torch.testing.assert_close(unet.probabilities(x), expected)
 
 
 def test_a_seed_gives_the_same_network_and_leaves_the_global_one_alone() -> None:
