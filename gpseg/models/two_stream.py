@@ -100,7 +100,7 @@ class TwoStream(nn.Module):
 
     palette: Tensor
     rarity: Tensor
-    """By how much the logits of rare parts are too high, [K], for being weighted in training: `gpseg.training.losses.rarity`."""
+    """Taken off the logits of rare parts, [K], for they were weighted in training: `gpseg.training.losses.rarity`."""
 
     def __init__(
         self,

@@ -146,16 +146,17 @@ def class_weights(
 
 
 def rarity(weights: Tensor) -> Tensor:
-    """Logarithm [K] of how much more than the background each class weighs in the loss, 0 where it doesn't.
+    """Half of the logarithm [K] of how much more than the background each class weighs in the loss, 0 where it doesn't.
 
-    That much likelier than they are a network takes rare parts for; taken off its logits, it finds them as often as they are
-    (Menon et al., ICLR 2021). Classes larger than the background are left: from one collection to another large parts differ.
+    All of it taken off its logits, a network finds rare parts as often as they are and no more (Menon et al., ICLR 2021). That is
+    too seldom for the IoU of parts that are hard to find (docs/results.md). Classes that weigh less are left: from one collection
+    to another large parts differ.
 
     Args:
         weights: of the classes [K], as `class_weights` gives them; background first.
     """
     reference = torch.where(weights[0] > 0, weights[0], 1)
-    return (weights / reference).clamp(min=1).log()
+    return (weights / reference).clamp(min=1).log() / 2
 
 
 def masked_mean(values: Tensor, valid: Tensor, count: Tensor | None = None) -> Tensor:
