@@ -79,9 +79,10 @@ def execute(
         _COMPILED[key] = _compile(launch)
     compiled = _COMPILED[key]
     memory = _place(launch, compiled.parameters)
-    seen = *key, programs, *_scalars(launch, compiled.parameters), _digest(launch, memory)
+    regions = _regions(launch, memory)
+    seen = *key, programs, *_scalars(launch, compiled.parameters), _digest(launch, regions)
     if seen in _LEFT:
-        for array, left in zip(_regions(launch, memory), _LEFT[seen], strict=True):
+        for array, left in zip(regions.values(), _LEFT[seen], strict=True):
             array[:] = left
         return
     if programs > 1:
@@ -97,27 +98,27 @@ def execute(
         fault = _race(launch, memory, compiled)
     if fault is not None:
         raise KernelFault(sanitize._with_source(fault, compiled.text, launch.fn_file))
-    regions = _regions(launch, memory)
-    if sum(array.nbytes for array in regions) <= REMEMBERED:
-        _LEFT[seen] = [array.copy() for array in regions]
+    if sum(array.nbytes for array in regions.values()) <= REMEMBERED:
+        _LEFT[seen] = [array.copy() for array in regions.values()]
 
 
-def _regions(launch: LaunchRecord, memory: Memory) -> list[Any]:
-    """The memory of a launch, in the order of its arguments."""
-    arrays = {base // APART: array for base, array in memory.buffers().items()}
-    return [arrays[n] for n in dict.fromkeys(base // APART for base in launch.bases.values())]
+def _regions(launch: LaunchRecord, memory: Memory) -> dict[int, Any]:
+    """The memory of a launch by emulated address, in the order of its arguments."""
+    arrays = memory.buffers()
+    starts = {start // APART: start for start in arrays}
+    found = (starts[base // APART] for base in launch.bases.values())
+    return {start: arrays[start] for start in found}
 
 
-def _digest(launch: LaunchRecord, memory: Memory) -> bytes:
+def _digest(launch: LaunchRecord, regions: Mapping[int, Any]) -> bytes:
     """What the kernel can tell of its memory: what it holds, and where in it each tensor is."""
-    starts = {base // APART: base for base in memory.buffers()}
-    order = [*dict.fromkeys(base // APART for base in launch.bases.values())]
-    places = [
-        (name, order.index(base // APART), base - starts[base // APART])
-        for name, base in launch.bases.items()
-    ]
+    order = {start // APART: (n, start) for n, start in enumerate(regions)}
+    places = []
+    for name, base in launch.bases.items():
+        n, start = order[base // APART]
+        places.append((name, n, base - start))
     digest = hashlib.blake2b(repr(places).encode())
-    for array in _regions(launch, memory):
+    for array in regions.values():
         digest.update(repr((array.dtype, array.shape)).encode())
         digest.update(array)
     return digest.digest()

@@ -227,9 +227,8 @@ def test_class_weights_favour_the_rare_and_keep_the_mean() -> None:
 def test_rarity_is_halfway_from_weighted_logits_to_those_of_true_shares() -> None:
     share = torch.tensor([0.8, 0.15, 0.05, 0])
     weights = torch.tensor([0.5, 1.5, 4, 0])
-    likeliest = (
-        weights * share
-    ).log()  # what a network that sees nothing learns under these weights
+    # what a network that sees nothing learns under these weights
+    likeliest = (weights * share).log()
     assert torch.allclose((likeliest - 2 * rarity(weights)).softmax(0), share)
     assert rarity(torch.tensor([2.0, 1.0, 4.0])).tolist() == pytest.approx([0, 0, math.log(2) / 2])
     assert rarity(torch.tensor([0.0, 1.0, 4.0])).tolist() == pytest.approx([0, 0, math.log(2)])
