@@ -147,17 +147,16 @@ class TwoStream(nn.Module):
         features, reconstruction = _run(self.image_stream, ws, self.image_skips, skips, dtype=dtype)
         if segmented == 0:
             return Streams(reconstruction)
-        skips = {r: x[:segmented] for r, x in skips.items()}
-        crossed = (
-            None if self.crossings is None else {r: x[:segmented] for r, x in features.items()}
-        )
+        if segmented is not None and segmented < len(images):
+            ws = ws[:segmented]
+            skips, features = _first(skips, segmented), _first(features, segmented)
         features, colours = _run(
             self.segmentation_stream,
-            ws[:segmented],
+            ws,
             self.segmentation_skips,
             skips,
             self.crossings,
-            crossed,
+            features,
             dtype=dtype,
         )
         read = {r: _scaled_gradient(x, feature_grad) for r, x in features.items()}
@@ -172,12 +171,19 @@ class TwoStream(nn.Module):
 
     def palette_logits(self, colours: Tensor, temperature: float) -> Tensor:
         """−‖s − P_k‖² / temperature: [N, K, r, r] of colours [N, 3, r, r]; the first read-out is their softmax."""
-        difference = colours.unsqueeze(1) - self.palette[:, :, None, None]
-        return -difference.square().sum(2) / temperature
+        # multiplied out: the differences themselves are K images
+        product = torch.einsum("kc,nchw->nkhw", self.palette, colours)
+        norms = self.palette.square().sum(1)[:, None, None]
+        return (2 * product - norms - colours.square().sum(1, keepdim=True)) / temperature
 
 
 def _projections(channels: Mapping[int, int]) -> nn.ModuleDict:
     return nn.ModuleDict({str(r): ZeroProjection(c, c) for r, c in channels.items()})
+
+
+def _first(features: Mapping[int, Tensor], count: int) -> dict[int, Tensor]:
+    """The first `count` of each batch. The gradient of a slice is NCHW; padding's keeps the layout, by fewer than none too."""
+    return {r: functional.pad(x, (0,) * 7 + (count - len(x),)) for r, x in features.items()}
 
 
 def _run(

@@ -97,8 +97,12 @@ class PerceptualLoss(torch.nn.Module):
         terms = []
         for r, wanted in want.items():
             if 4 < r <= self.finest:
-                scale = wanted.float().square().mean([1, 2, 3], keepdim=True) + 1e-6
-                terms.append(((got[r].float() - wanted.float()).square() / scale).mean())
+                distances, scales = (
+                    # a sum's gradient has the layout of what is summed, a mean's is NCHW
+                    x.square().sum([1, 2, 3]) / x[0].numel()
+                    for x in (got[r].float() - wanted.float(), wanted.float())
+                )
+                terms.append((distances / (scales + 1e-6)).mean())
         return torch.stack(terms).mean()
 
 

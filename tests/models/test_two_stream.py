@@ -1,5 +1,7 @@
 """The two-stream model: no gap at the start, the crossings' gradients, the palette."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -98,6 +100,31 @@ def test_palette_logits_pick_the_nearest_colour(model: TwoStream) -> None:
     colours = model.palette[masks].permute(0, 3, 1, 2)
     logits = model.palette_logits(colours + 0.1, temperature=0.25)
     assert torch.equal(logits.argmax(1), masks)
+    distances = (colours + 0.1 - model.palette[:, None, :, None, None]).square().sum(2)
+    torch.testing.assert_close(logits, -distances.transpose(0, 1) / 0.25)
+
+
+@pytest.mark.parametrize("segmented", [2, 3, None])
+def test_gradients_of_features_keep_their_layout(
+    model: TwoStream, segmented: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slice's would be NCHW, and with it every pass after it."""
+    x = images(3).contiguous(memory_format=torch.channels_last)
+    ws, skips = model.encoder(x)
+    seen: dict[int, bool] = {}
+
+    def note(r: int, grad: torch.Tensor) -> None:
+        seen[r] = grad.is_contiguous(memory_format=torch.channels_last)
+
+    for r, skip in skips.items():
+        assert skip.is_contiguous(memory_format=torch.channels_last)
+        skip.register_hook(partial(note, r))
+    monkeypatch.setattr(model.encoder, "forward", lambda *_, **__: (ws, skips))
+    streams = model(x, segmented=segmented)
+    assert streams.colours is not None and streams.logits is not None
+    loss = streams.reconstruction.square().mean() + streams.colours.square().mean()
+    (loss + streams.logits.square().mean()).backward()
+    assert seen == dict.fromkeys(skips, True)
 
 
 @pytest.mark.parametrize("count", [2, 3, 8, 10, 20, 40, 125, 255])

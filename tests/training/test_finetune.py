@@ -272,6 +272,29 @@ def test_perceptual_loss_is_0_for_equal_images_only() -> None:
     assert all(not p.requires_grad for p in loss.parameters())
 
 
+def test_perceptual_loss_is_the_mean_of_relative_distances_and_keeps_the_layout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loss = PerceptualLoss(NETWORK.discriminator())
+    shapes = {8: (2, 4, 8, 8), 16: (2, 3, 16, 16), 4: (2, 5, 4, 4)}
+    got, want = (
+        {
+            r: torch.rand(shape).contiguous(memory_format=torch.channels_last)
+            for r, shape in shapes.items()
+        }
+        for _ in range(2)
+    )
+    grads: list[torch.Tensor] = []
+    got[8].requires_grad_().register_hook(grads.append)
+    features = iter([got, want])
+    monkeypatch.setattr(loss.discriminator, "features", lambda _: next(features))
+    value = loss(torch.empty(0), torch.empty(0))
+    value.backward()
+    scale = want[8].square().mean([1, 2, 3], keepdim=True) + 1e-6
+    torch.testing.assert_close(value, ((got[8] - want[8]).square() / scale).mean())
+    assert grads[0].is_contiguous(memory_format=torch.channels_last)
+
+
 def test_shares_of_a_batch_make_the_batch() -> None:
     def batch(*ranks: Ranks) -> Batch:
         config = FinetuneConfig(labelled_batch=4, unlabelled_batch=2)
