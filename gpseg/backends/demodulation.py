@@ -14,14 +14,6 @@ def squared_norms(weight: Tensor) -> Tensor:
     return weight.to(accumulate_dtype(weight.dtype)).square().sum([2, 3])
 
 
-def reduced_squared_norms(weight: Tensor) -> Tensor:
-    """As `squared_norms`, in a reduction that leaves no squares in memory; not to be differentiated, being flat at 0."""
-    norms: Tensor = torch.linalg.vector_norm(
-        weight, dim=(2, 3), dtype=accumulate_dtype(weight.dtype)
-    )
-    return norms.square_().contiguous()
-
-
 def inverse_norms(w2: Tensor, s: Tensor) -> Tensor:
     """d `[N, O]` for W2 `[O, I]` and styles `[N, I]`."""
     return (s.square() @ w2.t() + EPSILON).rsqrt()
@@ -29,7 +21,9 @@ def inverse_norms(w2: Tensor, s: Tensor) -> Tensor:
 
 def demodulation(weight: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """W2 `[O, I]` and d `[N, O]` for styles `[N, I]` in the accumulation type."""
-    w2 = reduced_squared_norms(weight)
+    # In a reduction that leaves no squares in memory; not to be differentiated, being flat at 0.
+    norms = torch.linalg.vector_norm(weight, dim=(2, 3), dtype=accumulate_dtype(weight.dtype))
+    w2 = norms.square_().contiguous()
     return w2, inverse_norms(w2, s)
 
 

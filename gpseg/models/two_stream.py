@@ -148,8 +148,9 @@ class TwoStream(nn.Module):
         if segmented == 0:
             return Streams(reconstruction)
         if segmented is not None and segmented < len(images):
-            ws = ws[:segmented]
-            skips, features = _first(skips, segmented), _first(features, segmented)
+            ws, skips = ws[:segmented], _first(skips, segmented)
+            if self.crossings is not None:
+                features = _first(features, segmented)
         features, colours = _run(
             self.segmentation_stream,
             ws,

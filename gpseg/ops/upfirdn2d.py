@@ -98,15 +98,16 @@ def setup_filter(
         float32 filter `[taps]` (separable) or `[fh, fw]`.
 
     Raises:
-        ValueError: the taps are not 1-D or 2-D, are empty, sum to 0 while `normalize` is on, or a 2-D filter or
-            a negative gain is to be separable.
+        ValueError: the taps are not 1-D or 2-D, are empty, sum to 0 while `normalize` is on (of which torch.compile sees
+            nothing), or a 2-D filter or a negative gain is to be separable.
     """
     if isinstance(f, Tensor):
         taps = f.to(torch.float32)
     else:
         # Read where it has values, also where networks are made without memory (on the meta device).
         taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32, device="cpu")
-        device = torch.get_default_device() if device is None else device
+        # not torch.get_default_device(), which torch.compile does not trace
+        device = torch.empty(0).device if device is None else device
     taps = taps[None] if taps.ndim == 0 else taps
     if taps.ndim > 2 or taps.numel() == 0:
         raise ValueError(
@@ -123,7 +124,7 @@ def setup_filter(
             f"gain {gain}: a separable filter, applied along both axes, can't change the sign"
         )
     if normalize:
-        if taps.sum() == 0:
+        if not torch.compiler.is_compiling() and taps.sum() == 0:
             raise ValueError(
                 "the filter's taps sum to 0: it can't be normalised, pass normalize=False"
             )

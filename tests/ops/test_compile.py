@@ -174,3 +174,12 @@ def test_a_compiled_pass_runs_on_what_is_forced_when_it_runs(
         with ops.use_backend(forced[1]):
             y.sum().backward()
     assert calls == [(forced[0], "bias_act"), (forced[1], "bias_act_backward")] * 2
+
+
+def test_a_filter_can_be_made_in_a_compiled_function() -> None:
+    def doubled(x: Tensor) -> Tensor:
+        return ops.upsample2d(x, ops.setup_filter([1, 3, 3, 1]))
+
+    x = torch.randn(1, 3, 4, 4)
+    compiled = torch.compile(doubled, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), doubled(x))
