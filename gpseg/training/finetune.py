@@ -82,6 +82,7 @@ class Finetuner:
         self.weights = class_weights(data.masks, data.classes.num_classes).to(device)
         self.model.rarity.copy_(rarity(self.weights))
         self.ema = ema_copy(self.model)
+        self._teacher = self.segmenter()  # kept: to make one walks all its modules
         self.random = torch.Generator(device).manual_seed(config.seed)
         self.draws = Batches(config, data, device, ranks)
         self.optimizer = torch.optim.Adam(
@@ -176,9 +177,7 @@ class Finetuner:
         return {**values, "loss": loss.detach(), "a": torch.tensor(a, device=self.device)}
 
     def _targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        def probabilities(images: Tensor) -> Tensor:
-            return self.segmenter().probabilities(images, "fusion", flip=False)
-
+        probabilities = partial(self._teacher.probabilities, readout="fusion", flip=False)
         return self.draws.targets(batch, self.progress, probabilities)
 
     def _part_streams(self) -> None:
