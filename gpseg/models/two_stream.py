@@ -44,7 +44,7 @@ def far_apart_palette(num_classes: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Streams:
-    """What one pass gives; the segmentation stream's entries are None where it was not asked for.
+    """What one pass gives; the entries of a stream are None where it was not asked for.
 
     Args:
         reconstruction: the image stream's x̂ [N, 3, r, r], about −1 … 1.
@@ -52,7 +52,7 @@ class Streams:
         logits: the classifier's [N, K, r, r].
     """
 
-    reconstruction: Tensor
+    reconstruction: Tensor | None = None
     colours: Tensor | None = None
     logits: Tensor | None = None
 
@@ -129,6 +129,7 @@ class TwoStream(nn.Module):
         images: Tensor,
         *,
         segmented: int | None = None,
+        reconstruct: bool = True,
         feature_grad: float = 1.0,
         dtype: torch.dtype | None = None,
     ) -> Streams:
@@ -137,21 +138,30 @@ class TwoStream(nn.Module):
         Args:
             images: [N, 3, r, r], −1 … 1.
             segmented: only the first so many images go through the segmentation stream; None for all.
+            reconstruct: whether the image stream's result is asked for. Without it that stream does nothing but feed what
+                crosses over, and learns nothing; images that are not segmented are not looked at.
             feature_grad: share of the classifier's gradient that reaches the features it reads, 0 … 1.
             dtype: dtype of the features; None for the networks' own.
 
         Returns:
             Both streams' results.
         """
+        if not reconstruct:
+            images = images[:segmented]
         ws, skips = self.encoder(images, dtype=dtype)
-        features, reconstruction = _run(self.image_stream, ws, self.image_skips, skips, dtype=dtype)
+        features, reconstruction = None, None
+        if reconstruct:
+            features, reconstruction = self._rebuilt(ws, skips, dtype)
+        elif self.crossings is not None:
+            with torch.no_grad():
+                features, _ = self._rebuilt(ws, skips, dtype)
         if segmented == 0:
             return Streams(reconstruction)
         if segmented is not None and segmented < len(images):
             ws, skips = ws[:segmented], _first(skips, segmented)
-            if self.crossings is not None:
+            if features is not None and self.crossings is not None:
                 features = _first(features, segmented)
-        features, colours = _run(
+        read, colours = _run(
             self.segmentation_stream,
             ws,
             self.segmentation_skips,
@@ -160,8 +170,14 @@ class TwoStream(nn.Module):
             features,
             dtype=dtype,
         )
-        read = {r: _scaled_gradient(x, feature_grad) for r, x in features.items()}
+        read = {r: _scaled_gradient(x, feature_grad) for r, x in read.items()}
         return Streams(reconstruction, colours, self.classifier(read))
+
+    def _rebuilt(
+        self, ws: Tensor, skips: Mapping[int, Tensor], dtype: torch.dtype | None
+    ) -> tuple[dict[int, Tensor], Tensor]:
+        """The image stream's features and its image."""
+        return _run(self.image_stream, ws, self.image_skips, skips, dtype=dtype)
 
     def counterparts(self) -> list[tuple[nn.Module, nn.Module]]:
         """Modules of the segmentation stream, but for what crosses over, each with that of the image stream."""

@@ -196,10 +196,18 @@ class Finetuner:
         """The loss and its terms, of masks whose pixels have weights; the first `given` masks are the user's, and without any
         the streams are one."""
         config, model = self.config, self.model
-        streams = model(images, segmented=len(masks), feature_grad=a, dtype=self.dtype)
+        due = a < 1 or self.steps % config.image_interval == 0
+        rebuilt = len(masks) == 0 or (config.image_weight > 0 and due)
+        streams = model(
+            images,
+            segmented=len(masks),
+            reconstruct=rebuilt,
+            feature_grad=a,
+            dtype=self.dtype,
+        )
         reconstruction, colours, logits = streams.reconstruction, streams.colours, streams.logits
         loss, values = torch.zeros((), device=self.device), {}
-        if colours is None or config.image_weight > 0:
+        if rebuilt:
             values["image"] = (reconstruction - images).square().mean()
             # every other image, labelled and unlabelled alike: it costs as much as the encoder
             values["perceptual"] = self.perceptual(reconstruction[::2], images[::2])

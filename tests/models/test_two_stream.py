@@ -40,11 +40,28 @@ def test_streams_share_no_weights(model: TwoStream) -> None:
 def test_shapes_and_subset(model: TwoStream) -> None:
     streams = model(images(3), segmented=2)
     assert streams.colours is not None and streams.logits is not None
+    assert streams.reconstruction is not None
     assert streams.reconstruction.shape == (3, 3, 16, 16)
     assert streams.colours.shape == (2, 3, 16, 16)
     assert streams.logits.shape == (2, CLASSES, 16, 16)
     alone = model(images(3), segmented=0)
     assert alone.colours is None and alone.logits is None
+
+
+def test_without_reconstruction_the_image_stream_only_feeds_the_other(model: TwoStream) -> None:
+    assert model.crossings is not None
+    for p in model.crossings.parameters():
+        torch.nn.init.normal_(p)
+    with torch.no_grad():
+        whole = model(images(3), segmented=2)
+    streams = model(images(3), segmented=2, reconstruct=False)
+    assert streams.reconstruction is None
+    assert streams.colours is not None and streams.logits is not None
+    torch.testing.assert_close(streams.colours, whole.colours)
+    torch.testing.assert_close(streams.logits, whole.logits)
+    (streams.colours.square().mean() + streams.logits.square().mean()).backward()
+    assert all(p.grad is None for p in model.image_stream.parameters())
+    assert all(p.grad is not None and p.grad.any() for p in model.crossings.parameters())
 
 
 def test_every_parameter_learns_after_one_step(model: TwoStream) -> None:

@@ -155,6 +155,18 @@ def test_streams_are_one_until_the_ramp_starts() -> None:
     assert not torch.equal(first["exp_avg"], second["exp_avg"])
 
 
+def test_after_the_ramp_the_image_stream_learns_now_and_then() -> None:
+    trainer = make(steps=10, ramp_start=0.1, ramp_end=0.3, image_interval=4)
+    learned = []
+    for _ in range(10):
+        names = trainer.step()
+        grad = trainer.model.image_stream.block(16).conv1.weight.grad
+        assert ("image" in names) == ("perceptual" in names) == (grad is not None)
+        learned.append(grad is not None)
+    # in every step up to the ramp's end, the fourth, then in every fourth
+    assert [step for step, yes in enumerate(learned) if yes] == [0, 1, 2, 4, 8]
+
+
 def test_random_start_shares_nothing_with_the_generator() -> None:
     start = make().model.image_stream.block(16).conv1.weight
     control = make(pretrained=False).model.image_stream.block(16).conv1.weight
@@ -174,6 +186,7 @@ def test_nan_stops_the_run_with_one_line(tmp_path: Path) -> None:
     ("name", "value"),
     [
         ("steps", 0),
+        ("image_interval", 0),
         ("labelled_batch", 0),
         ("lr", 0),
         ("save_steps", 0),
@@ -350,7 +363,12 @@ def test_defaults_depend_on_how_many_images_are_labelled() -> None:
     assert (one.steps, one.labelled_batch, one.unlabelled_batch) == (380, 8, 12)
     assert (few.steps, few.labelled_batch, few.unlabelled_batch) == (580, 8, 4)
     assert FinetuneConfig().for_labels(2) == few
-    assert (many.steps, many.labelled_batch, many.unlabelled_batch) == (800, 3, 4)
+    assert (many.steps, many.labelled_batch, many.unlabelled_batch) == (1100, 3, 4)
+    assert [(c.lr_pretrained, c.image_interval) for c in (one, few, many)] == [
+        (5e-3, 1),
+        (5e-3, 1),
+        (1.5e-2, 4),
+    ]
     assert not FinetuneConfig(unlabelled_batch=0).for_labels(6).with_unlabelled
     assert many.for_labels(1) is many
 

@@ -8,7 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpseg.data import PairAugment
-from gpseg.evaluation.rivals.training import MaskNetwork, fit_masks, require_resolution, seeded
+from gpseg.evaluation.rivals.training import (
+    TRUNK_LR,
+    MaskNetwork,
+    fit_masks,
+    require_resolution,
+    seeded,
+)
 from gpseg.evaluation.rivals.unet import PEAK_LR, conv_block
 from gpseg.models.stylegan2 import Discriminator, NetworkConfig
 from gpseg.training.batches import TrainingSet
@@ -16,9 +22,6 @@ from gpseg.training.device import Precision, choose_device, choose_dtype
 from gpseg.training.finetune_config import FinetuneConfig
 
 WIDTH = 64
-TRUNK_LR = 5e-3
-"""Learning rate of the trunk, whose weights are of unit size whatever their fan-in (see `gpseg.nn`): relative to them it
-is far below that of the decoder. Fine-tuning takes the same."""
 
 
 class EncoderDecoder(MaskNetwork):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gpseg.data import PairAugment
-from gpseg.evaluation.rivals.training import fit, seeded
+from gpseg.evaluation.rivals.training import TRUNK_LR, fit, seeded
 from gpseg.models.encoder import Encoder
 from gpseg.models.segmenter import to_float
 from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig
@@ -143,7 +143,7 @@ def invert(
 
     encoder = inverter.encoder
     new = nn.ModuleList([encoder.hidden, encoder.to_ws, encoder.laterals, inverter.skips])
-    rates: list[tuple[nn.Module, float]] = [(encoder.trunk, loss.lr_pretrained), (new, loss.lr)]
+    rates: list[tuple[nn.Module, float]] = [(encoder.trunk, TRUNK_LR), (new, loss.lr)]
     ema = fit(inverter, rates, backward, steps=steps, name="inversion")
     return InvertedGenerator(generator, ema, dtype)
 

@@ -20,6 +20,9 @@ from gpseg.training.losses import class_weights, parts_loss, rarity
 
 WEIGHT_DECAY = 0.01
 EMA_HALF_LIFE = 20  # steps
+TRUNK_LR = 5e-3
+"""Learning rate of a pre-trained trunk, whose weights are of unit size whatever their fan-in (see `gpseg.nn`): relative to them
+it is far below that of other layers. Fine-tuning takes the same with up to 5 labelled images."""
 
 Model = TypeVar("Model", bound=nn.Module)
 Network = TypeVar("Network", bound="MaskNetwork")
