@@ -60,9 +60,7 @@ def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result
         result, error = here.recv()
     except EOFError:
         process.join()
-        raise RunError(
-            f"the process died ({_ending(process.exitcode)}): most likely there is too little memory"
-        ) from None
+        raise RunError(f"the process died ({_ending(process.exitcode)})") from None
     except BaseException:
         process.kill()
         raise
@@ -98,5 +96,6 @@ def _end_with_parent() -> None:
 def _ending(exitcode: int | None) -> str:
     with contextlib.suppress(ValueError):
         if exitcode is not None and exitcode < 0:
-            return signal.Signals(-exitcode).name
-    return f"exit code {exitcode}"
+            name = signal.Signals(-exitcode).name
+            return f"{name}: most likely there is too little memory" if name == "SIGKILL" else name
+    return f"exit code {exitcode}: its error is above"
