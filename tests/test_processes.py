@@ -46,9 +46,9 @@ def test_every_process_is_a_new_one() -> None:
 def test_what_goes_wrong_there_is_said_here() -> None:
     with pytest.raises(ValueError, match="no"):
         in_fresh_process(fail)
-    with pytest.raises(RunError, match="the process died \\(SIGKILL: most likely .* memory\\)"):
+    with pytest.raises(RunError, match=r"died \(SIGKILL: most likely .* memory\)"):
         in_fresh_process(die)
-    with pytest.raises(RunError, match="the process died \\(exit code 3: its error is above\\)"):
+    with pytest.raises(RunError, match=r"died \(exit code 3: its error is above\)"):
         in_fresh_process(os._exit, 3)
 
 

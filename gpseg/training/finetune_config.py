@@ -38,8 +38,8 @@ class FinetuneConfig:
     """Learning rate of what comes from the generator and the discriminator. Default: 5e-3, or 1.5e-2 for more than 5 labelled
     images."""
     image_interval: int | None = None
-    """Once the target is the part map alone, the image stream learns in every so manieth step only, which makes the others
-    faster. Default: 1, or 4 for more than 5 labelled images."""
+    """Once the target is the part map alone, the image stream learns only once in so many steps, which makes the others faster.
+    Default: 1, or 4 for more than 5 labelled images."""
     ramp: Ramp = "cosine"
     """How the target moves from the image to the part map; direct and fixed are controls."""
     ramp_start: float = 0.1
