@@ -394,7 +394,7 @@ class _Finetuning:
         config = FinetuneConfig(
             labelled_batch=problem.batch,
             unlabelled_batch=problem.batch // 4,
-            image_interval=1,
+            image_interval=1,  # whichever step it is, both streams learn
             self_training=0,  # whose masks, and so the work, would depend on what a contestant rounds to
             mix=0,
             precision=_precision(contestant.dtype),
