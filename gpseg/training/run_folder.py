@@ -93,8 +93,8 @@ class RunFolder:
             )
         if resume and config is not None:
             stored = flat_options(RunFolder.stored(out))
-            for name, value in flat_options(_as_json(config)).items():
-                if name not in may_change and stored.get(name) != value:
+            for name, value in flat_options(config).items():
+                if name not in may_change and not _same_option(stored.get(name), value):
                     raise InputError(
                         f"{out}: that run has {name} = {stored.get(name)}, not {value}; "
                         "give the same option, or start a new run without --resume"
@@ -338,6 +338,13 @@ def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
     """What JSON makes of options, so that they compare equal to those read back."""
     content: dict[str, Any] = json.loads(json.dumps(dict(config), default=str))
     return content
+
+
+def _same_option(stored: Any, given: Any) -> bool:
+    """Whether an option read back is the one given; a path is, however it is written."""
+    if isinstance(given, Path) and isinstance(stored, str):
+        return Path(stored).resolve() == given.resolve()
+    return bool(stored == _as_json({"option": given})["option"])
 
 
 def flat_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,6 +62,15 @@ def test_resume_with_other_options_names_them(tmp_path):
     other = {**CONFIG, "resolution": 32}
     with pytest.raises(InputError, match="resolution = 64, not 32"):
         RunFolder.open(tmp_path / "run", "pretrain", other, resume=True, may_change=("kimg",))
+
+
+def test_resume_takes_the_same_path_written_otherwise(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    RunFolder.open(tmp_path / "run", "pretrain", {"data": tmp_path / "photos"})
+    monkeypatch.chdir(tmp_path)
+    RunFolder.check(tmp_path / "run", True, {"data": Path("photos")})
+    with pytest.raises(InputError, match="not others; give the same"):
+        RunFolder.check(tmp_path / "run", True, {"data": Path("others")})
 
 
 def test_of_options_in_groups_the_one_that_differs_is_named(tmp_path):
