@@ -10,14 +10,12 @@ from gpseg.training.distributed import rank_and_count
 from gpseg.training.schedules import Ramp
 
 _BY_LABELS = {
-    "steps": (380, 580, 1100),
+    "steps": (480, 750, 1100),
     "labelled_batch": (8, 8, 16),
     "unlabelled_batch": (12, 4, 4),
-    "lr_pretrained": (5e-3, 5e-3, 1.5e-2),
-    "image_interval": (1, 1, 4),
 }
 """What is not given: for 1 labelled image, for 2 to 5, and for more. The more there are, the more steps they take to learn, and
-the less unlabelled ones and pre-trained weights add; the first two take the same time (docs/results.md)."""
+the less unlabelled ones add; the first two take the same time (docs/results.md)."""
 
 
 def _column(labels: int) -> int:
@@ -29,17 +27,11 @@ class FinetuneConfig:
     """Options of fine-tuning."""
 
     steps: int | None = None
-    """Training steps. Default: 380 for 1 labelled image, 580 for up to 5, 1100 for more."""
+    """Training steps. Default: 480 for 1 labelled image, 750 for up to 5, 1100 for more."""
     labelled_batch: int | None = None
     """Labelled images a step (augmented copies of the few there are), over all processes. Default: 8, or 16 for more than 5."""
     unlabelled_batch: int | None = None
     """Unlabelled images a step, over all processes; 0 leaves them out. Default: 12 for 1 labelled one, 4 for more."""
-    lr_pretrained: float | None = None
-    """Learning rate of what comes from the generator and the discriminator. Default: 5e-3, or 1.5e-2 for more than 5 labelled
-    images."""
-    image_interval: int | None = None
-    """Once the target is the part map alone, the image stream learns only once in so many steps, which makes the others faster.
-    Default: 1, or 4 for more than 5 labelled images."""
     ramp: Ramp = "cosine"
     """How the target moves from the image to the part map; direct and fixed are controls."""
     ramp_start: float = 0.1
@@ -49,6 +41,11 @@ class FinetuneConfig:
     """Share of the steps after which the target is the part map alone."""
     lr: float = 2e-2
     """Learning rate of new layers (Adam); their weights are of unit size, see gpseg.nn."""
+    lr_pretrained: float = 1.5e-2
+    """Learning rate of what comes from the generator and the discriminator."""
+    image_interval: int = 4
+    """Once the target is the part map alone, the image stream learns only once in so many steps, which makes the others
+    faster."""
     image_weight: float = 1.0
     """Weight of the image stream's losses once the streams are no longer one; 0 leaves that stream as it then is, a control."""
     perceptual: Literal["discriminator", "lpips"] = "discriminator"
@@ -114,8 +111,6 @@ class FinetuneRecipe(FinetuneConfig):
     steps: int
     labelled_batch: int
     unlabelled_batch: int
-    lr_pretrained: float
-    image_interval: int
 
     def for_labels(self, count: int) -> "FinetuneRecipe":
         """These."""

@@ -65,7 +65,7 @@ def test_a_run_to_continue_is_compared_before_any_work(
     config = TrainConfig(out=tmp_path / "run", tuning=FinetuneConfig(steps=7))
     RunFolder.open(config.out, "train", dataclasses.asdict(config)).close()
     forgotten = dataclasses.replace(config, resume=True, tuning=FinetuneConfig())
-    with pytest.raises(InputError, match="that run has steps = 7, not 580; give"):
+    with pytest.raises(InputError, match="that run has steps = 7, not 750; give"):
         train_segmenter(forgotten)
 
 

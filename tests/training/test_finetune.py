@@ -360,15 +360,10 @@ def test_a_batch_that_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_defaults_depend_on_how_many_images_are_labelled() -> None:
     one, few = (FinetuneConfig().for_labels(count) for count in (1, 5))
     many = FinetuneConfig(labelled_batch=3).for_labels(6)
-    assert (one.steps, one.labelled_batch, one.unlabelled_batch) == (380, 8, 12)
-    assert (few.steps, few.labelled_batch, few.unlabelled_batch) == (580, 8, 4)
+    assert (one.steps, one.labelled_batch, one.unlabelled_batch) == (480, 8, 12)
+    assert (few.steps, few.labelled_batch, few.unlabelled_batch) == (750, 8, 4)
     assert FinetuneConfig().for_labels(2) == few
     assert (many.steps, many.labelled_batch, many.unlabelled_batch) == (1100, 3, 4)
-    assert [(c.lr_pretrained, c.image_interval) for c in (one, few, many)] == [
-        (5e-3, 1),
-        (5e-3, 1),
-        (1.5e-2, 4),
-    ]
     assert not FinetuneConfig(unlabelled_batch=0).for_labels(6).with_unlabelled
     assert many.for_labels(1) is many
 
