@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from gpseg.data import Classes
 from gpseg.errors import InputError
@@ -61,7 +60,7 @@ def confusions(predicted: Tensor, target: Tensor, classes: Classes) -> Tensor:
         int64 [N, K, K]: pixels of an image, by their class and by the one predicted.
 
     Raises:
-        InputError: if the shapes differ.
+        InputError: the shapes differ, or there is an id of no class.
     """
     if predicted.shape != target.shape:
         raise InputError(
@@ -69,11 +68,17 @@ def confusions(predicted: Tensor, target: Tensor, classes: Classes) -> Tensor:
             "differ in shape; fit both to the same square"
         )
     k = classes.num_classes
-    counts = [
-        multiclass_confusion_matrix(p.long(), t.long(), k, ignore_index=classes.ignore_index)
-        for p, t in zip(predicted, target, strict=True)
-    ]
-    return torch.stack(counts) if counts else torch.zeros(0, k, k, dtype=torch.int64)
+    counts = torch.zeros(len(target), k, k, dtype=torch.int64)
+    for p, t, count in zip(predicted, target, counts, strict=True):
+        valid = t != classes.ignore_index
+        pairs = torch.stack([t[valid].long(), p[valid].long()])
+        if pairs.numel() and not 0 <= int(pairs.min()) <= int(pairs.max()) < k:
+            raise InputError(
+                f"masks of ids {pairs.min()} to {pairs.max()} and {k} classes: ids must be 0 to {k - 1}, or "
+                f"{classes.ignore_index} where a pixel doesn't count"
+            )
+        count.copy_(torch.bincount(pairs[0] * k + pairs[1], minlength=k * k).view(k, k))
+    return counts
 
 
 def pooled_iou(counts: Tensor) -> Tensor:

@@ -708,6 +708,12 @@ class Discriminator(nn.Module):
         return logits
 
 
+def frozen(model: Model) -> Model:
+    """`model` in eval mode and without gradients: a module of its own, whose parameters are the model's in memory."""
+    shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, dict[int, Any](shared)).eval()
+
+
 def ema_copy(model: Model) -> Model:
     """A copy of `model` that `ema_update` keeps, in eval mode and without gradients."""
     return copy.deepcopy(model).eval().requires_grad_(False)

@@ -1,6 +1,5 @@
 """Losses of both stages."""
 
-import copy
 import math
 
 import torch
@@ -9,7 +8,7 @@ from torch.nn import functional as F
 
 from gpseg import ops
 from gpseg.errors import InputError
-from gpseg.models.stylegan2 import Discriminator
+from gpseg.models.stylegan2 import Discriminator, frozen
 
 
 def generator_loss(fake_logits: Tensor) -> Tensor:
@@ -75,13 +74,14 @@ class PerceptualLoss(torch.nn.Module):
     """Distance in the features of the pre-trained discriminator, which knows what matters in this class of images.
 
     Args:
-        discriminator: pre-trained; a frozen copy of its trunk is kept.
+        discriminator: pre-trained; its trunk's weights are shared, and don't learn here.
         finest: resolutions above this one are left out, where the features are little more than colours.
     """
 
     def __init__(self, discriminator: Discriminator, finest: int | None = None) -> None:
         super().__init__()
-        self.discriminator = copy.deepcopy(discriminator).eval().requires_grad_(False)
+        self.discriminator = frozen(discriminator)
+        del self.discriminator.b4  # only the trunk's features are read
         self.finest = finest or discriminator.img_resolution // 2
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:

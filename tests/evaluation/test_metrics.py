@@ -48,6 +48,12 @@ def test_score_refuses_other_shapes() -> None:
         score(ids([[0, 3]]), ids([[0], [0]]), CLASSES)
 
 
+@pytest.mark.parametrize(("predicted", "target"), [(4, 0), (0, 4), (255, 0)])
+def test_score_refuses_ids_of_no_class(predicted: int, target: int) -> None:
+    with pytest.raises(InputError, match="4 classes: ids must be 0 to 3, or 255"):
+        score(ids([[0, predicted]]), ids([[0, target]]), CLASSES)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 3))
 def test_score_agrees_with_sets_of_pixels(seed: int, count: int) -> None:

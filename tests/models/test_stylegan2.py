@@ -12,6 +12,7 @@ from gpseg.models.stylegan2 import (
     channels,
     ema_copy,
     ema_update,
+    frozen,
     mix_styles,
 )
 
@@ -234,3 +235,16 @@ def test_ema_moves_parameters_and_copies_buffers(generator):
         torch.testing.assert_close(average, 0.75 * before + 0.25 * p)
         assert not average.requires_grad
     assert (ema.mapping.w_avg == 3).all()
+
+
+def test_frozen_shares_parameters_and_leaves_the_model_as_it_is(generator):
+    fixed = frozen(generator)
+    for own, p in zip(fixed.parameters(), generator.parameters(), strict=True):
+        assert own.data_ptr() == p.data_ptr() and torch.equal(own, p)
+        assert p.requires_grad and not own.requires_grad
+    assert generator.training and not fixed.training
+    ws = torch.randn(2, generator.num_ws, generator.w_dim, requires_grad=True)
+    fixed.synthesis(ws, noise_mode="none").sum().backward()
+    assert ws.grad is not None and all(p.grad is None for p in generator.parameters())
+    del fixed.synthesis
+    assert generator.synthesis is not None

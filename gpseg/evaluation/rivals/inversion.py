@@ -1,7 +1,5 @@
 """Codes of photographs for a frozen generator: an encoder that learns to have it give the photograph back."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +7,7 @@ from gpseg.data import PairAugment
 from gpseg.evaluation.rivals.training import TRUNK_LR, fit, seeded
 from gpseg.models.encoder import Encoder
 from gpseg.models.segmenter import to_float
-from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig
+from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig, frozen
 from gpseg.nn import ZeroProjection
 from gpseg.training.batches import TrainingSet
 from gpseg.training.finetune_config import FinetuneConfig
@@ -62,14 +60,14 @@ class InvertedGenerator:
     """A frozen generator's features of photographs.
 
     Args:
-        generator: its synthesis network is copied.
+        generator: its synthesis network's weights are shared.
         inverter: finds the codes.
         dtype: dtype of the features.
     """
 
     def __init__(self, generator: Generator, inverter: Inverter, dtype: torch.dtype) -> None:
         device = inverter.encoder.w_mean.device
-        self.synthesis = copy.deepcopy(generator.synthesis).eval().requires_grad_(False).to(device)
+        self.synthesis = frozen(generator.synthesis).to(device)
         # Where even one image is large, memory is what there is least of.
         self.synthesis.checkpointing = images_at_once(self.synthesis.img_resolution) == 1
         self.inverter = inverter
@@ -124,8 +122,8 @@ def invert(
     loss = FinetuneConfig()
     with seeded(seed, device):
         inverter = Inverter(generator, discriminator, network, skips=skips).to(device)
-    frozen = InvertedGenerator(generator, inverter, dtype)
-    inverter.encoder.trunk.checkpointing = frozen.synthesis.checkpointing
+    inverted = InvertedGenerator(generator, inverter, dtype)
+    inverter.encoder.trunk.checkpointing = inverted.synthesis.checkpointing
     perceptual = PerceptualLoss(discriminator).to(device)
     random = torch.Generator().manual_seed(seed)
 
@@ -134,7 +132,7 @@ def invert(
         total = torch.zeros((), device=device)
         for x in images.split(images_at_once(network.img_resolution)):
             x = x.to(device, memory_format=torch.channels_last)
-            _, rebuilt = frozen(x)
+            _, rebuilt = inverted(x)
             error = (rebuilt - x).square().mean() + loss.perceptual_weight * perceptual(rebuilt, x)
             error = error * (len(x) / batch)
             error.backward()

@@ -7,7 +7,6 @@ their votes are averaged. Pixels are drawn anew from augmented images at every s
 their share, just as the other methods weigh them.
 """
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -18,7 +17,7 @@ from gpseg.evaluation.rivals.hypercolumns import Maps, Moments, columns_at
 from gpseg.evaluation.rivals.inversion import images_at_once, invert
 from gpseg.evaluation.rivals.training import fit, require_resolution, seeded
 from gpseg.models.segmenter import to_float
-from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig
+from gpseg.models.stylegan2 import Discriminator, Generator, NetworkConfig, frozen
 from gpseg.training.batches import TrainingSet
 from gpseg.training.device import Precision, choose_device, choose_dtype
 from gpseg.training.losses import class_weights, masked_mean, part_cross_entropy, rarity
@@ -195,10 +194,10 @@ def train_discriminator_classifier(
     require_resolution(data.images, network.img_resolution)
     place = choose_device(device)
     dtype = choose_dtype(precision, place)
-    frozen = copy.deepcopy(discriminator).eval().requires_grad_(False).to(place)
+    trunk = frozen(discriminator).to(place)
     augment = augment or PairAugment().suiting(data.classes)
     return _classifier(
-        lambda x: frozen.features(x, dtype=dtype), data, steps, members, augment, seed, place
+        lambda x: trunk.features(x, dtype=dtype), data, steps, members, augment, seed, place
     )
 
 
